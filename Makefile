@@ -1,0 +1,21 @@
+# make demo | test | serve | bench | lint | setup
+.PHONY: setup demo test serve bench lint
+BIN := .venv/bin
+
+setup:
+	@setup/setup.sh
+
+demo: setup
+	@$(BIN)/python -m agent_examples.demo
+
+test: setup
+	@$(BIN)/pytest
+
+serve: setup
+	@$(BIN)/isobox serve
+
+bench: setup
+	@$(BIN)/python -m benchmarks
+
+lint: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,0 +1,19 @@
+"""Ids: a kind of three letters and 26 lower-case base-32 characters (130 random bits), one DNS label long."""
+
+import re
+import secrets
+from typing import Literal
+
+Kind = Literal["sbx", "exe", "snp", "img", "vol", "req"]
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+_LENGTH = 26
+
+
+def new_id(kind: Kind) -> str:
+    """A fresh id such as ``sbx5k2…``; unguessable."""
+    return kind + "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
+
+
+def is_id(text: str, kind: Kind) -> bool:
+    """Whether text has the form of an id of that kind."""
+    return re.fullmatch(rf"{kind}[a-z2-7]{{{_LENGTH}}}", text) is not None

@@ -1,0 +1,1 @@
+"""Root file systems: base images, imports, EROFS files. Depends on common only."""

@@ -1,0 +1,58 @@
+"""The base images: Debian or Ubuntu, whichever this machine is, from the mirror its own apt sources name."""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fs.errors import ImageError
+from fs.programs import run
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A recipe: a minimal system and these packages."""
+
+    packages: tuple[str, ...]
+    about: str
+
+
+BASES: Final = {
+    "base": Base(("ca-certificates", "curl"), "a minimal system"),
+    "python": Base(
+        ("python3", "python3-pip", "python3-venv", "git", "curl", "ca-certificates", "procps"), "python3, pip and git"
+    ),
+    "node": Base(("nodejs", "npm", "git", "curl", "ca-certificates", "procps"), "node, npm and git"),
+}
+_UNREAD: Final = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*")
+_SOURCES: Final = (
+    "/etc/apt/sources.list.d/debian.sources",
+    "/etc/apt/sources.list.d/ubuntu.sources",
+    "/etc/apt/sources.list",
+)
+
+
+def apt_sources() -> Path:
+    """The file with this machine's own distribution in it; ImageError if there is none."""
+    for name in _SOURCES:
+        path = Path(name)
+        if path.exists() and any(line.startswith(("deb ", "Types:")) for line in path.read_text().splitlines()):
+            return path
+    raise ImageError(
+        "this machine has no apt sources to build a base image from",
+        hint="import a root file system instead: isobox image import NAME PATH",
+    )
+
+
+def build(base: Base, root: Path) -> None:
+    """Install a base into the folder root, which is made."""
+    release = platform.freedesktop_os_release()
+    argv = ["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", f"--include={','.join(base.packages)}"]
+    argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in _UNREAD]
+    argv += ['--aptopt=APT::Install-Recommends "false"', release.get("VERSION_CODENAME", "stable"), str(root)]
+    run([*argv, str(apt_sources())], deed="build the base image", package="mmdebstrap")
+    for name in ("var/lib/apt/lists", "var/cache/apt/archives", "var/log"):
+        for path in (root / name).rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                os.unlink(path)

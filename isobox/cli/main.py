@@ -1,0 +1,250 @@
+"""`isobox`: what a person types."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+except ImportError:  # the client was installed alone
+    sys.exit("the isobox command needs its extra: pip install 'isobox[cli]'")
+
+from isobox import Sandbox
+from isobox.cli import stream
+from isobox.errors import IsoboxError, NotFound
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="gVisor sandboxes for agents.", pretty_exceptions_enable=False
+)
+files_app = typer.Typer(no_args_is_help=True, help="A sandbox's files.")
+image_app = typer.Typer(no_args_is_help=True, help="Images of this machine (as root, where the server runs).")
+app.add_typer(files_app, name="files")
+app.add_typer(image_app, name="image")
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+SandboxArgument = Annotated[str, typer.Argument(help="The sandbox's id.")]
+
+
+def _table(*columns: str) -> Table:
+    return Table(*columns, box=None, pad_edge=False, header_style="bold")
+
+
+@app.command()
+def serve(
+    state: Annotated[str | None, typer.Option(help="State directory (ISOBOX_STATE; /var/lib/isobox).")] = None,
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT (ISOBOX_LISTEN; 127.0.0.1:8700).")] = None,
+) -> None:
+    """Run the server on this machine, as root."""
+    server = _server_side()
+    server.serve(server.Settings.from_environment(state=state, listen=listen))
+
+
+def _server_side() -> Any:
+    from isobox.cli import server
+
+    return server
+
+
+@app.command(context_settings=PASS_ON)
+def run(
+    context: typer.Context,
+    image: Annotated[str, typer.Option(help="Image to run in.")] = "python",
+    user: Annotated[str | None, typer.Option(help="User inside.")] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds until the sandbox ends.")] = 300.0,
+    memory_mb: Annotated[int | None, typer.Option("--memory", help="MiB.")] = None,
+    env: Annotated[list[str] | None, typer.Option("--env", "-e", help="NAME=VALUE; may be repeated.")] = None,
+) -> None:
+    """Run a command in a fresh sandbox: isobox run -- python3 -c 'print(1)'."""
+    argv = context.args
+    if not argv:
+        raise typer.BadParameter("name a command behind --, for example: isobox run -- python3 -c 'print(1)'")
+    resources = {"memory_mb": memory_mb} if memory_mb else None
+    with Sandbox.create(image, timeout_s=timeout_s, resources=resources, env=_env(env)) as sandbox:
+        code = stream.run(sandbox, argv, user=user)
+    raise typer.Exit(code)
+
+
+def _env(pairs: list[str] | None) -> dict[str, str] | None:
+    found = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"--env {pair}: expected NAME=VALUE")
+        found[name] = value
+    return found or None
+
+
+@app.command("exec", context_settings=PASS_ON)
+def exec_(
+    context: typer.Context,
+    sandbox: SandboxArgument,
+    user: Annotated[str | None, typer.Option(help="User inside.")] = None,
+    workdir: Annotated[str | None, typer.Option(help="Working directory inside.")] = None,
+    tty: Annotated[bool, typer.Option("--tty", "-t", help="With a terminal.")] = False,
+) -> None:
+    """Run a command in a sandbox that exists."""
+    argv = [each for each in context.args if each != "--"] if context.args[:1] == ["--"] else context.args
+    if not argv:
+        raise typer.BadParameter("name a command")
+    options = {name: value for name, value in {"user": user, "workdir": workdir}.items() if value is not None}
+    found = Sandbox.connect(sandbox)
+    raise typer.Exit(stream.terminal(found, argv, options) if tty else stream.run(found, argv, **options))
+
+
+@app.command()
+def create(
+    image: Annotated[str, typer.Option(help="Image to run.")] = "python",
+    name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds until it ends.")] = 300.0,
+) -> None:
+    """Create a sandbox and print its id."""
+    print(Sandbox.create(image, name=name, timeout_s=timeout_s).id)
+
+
+@app.command()
+def ps(all_: Annotated[bool, typer.Option("--all", "-a", help="Those that have ended too.")] = False) -> None:
+    """List sandboxes."""
+    table = _table("ID", "STATE", "IMAGE", "NAME", "CREATED", "EXPIRES")
+    for sandbox in Sandbox.list():
+        info = sandbox.info
+        if all_ or info.state not in ("terminated", "failed"):
+            moments = [f"{moment:%Y-%m-%d %H:%M:%S}" if moment else "" for moment in (info.created_at, info.expires_at)]
+            why = f" ({info.termination['reason']})" if info.termination else ""
+            table.add_row(info.id, info.state + why, info.image, info.name or "", *moments)
+    out.print(table)
+
+
+@app.command()
+def logs(
+    sandbox: SandboxArgument,
+    exec_id: Annotated[str | None, typer.Argument(help="The exec's id; the newest if left out.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
+) -> None:
+    """Print what an exec printed."""
+    found = Sandbox.connect(sandbox)
+    if exec_id is None:
+        execs = found.execs()
+        if not execs:
+            raise NotFound({"status": 404, "detail": "nothing has run in this sandbox yet"})
+        exec_id = execs[0].id
+    stream.replay(found.process(exec_id), follow=follow)
+
+
+@app.command()
+def kill(sandboxes: Annotated[list[str], typer.Argument(help="Ids of sandboxes.")]) -> None:
+    """End sandboxes."""
+    for sandbox in sandboxes:
+        Sandbox.connect(sandbox).terminate()
+        print(sandbox)
+
+
+@files_app.command("ls")
+def files_ls(sandbox: SandboxArgument, path: str = "/home/user") -> None:
+    """List a folder."""
+    table = _table("MODE", "SIZE", "MODIFIED", "NAME")
+    for info in Sandbox.connect(sandbox).files.list(path):
+        name = info.name + ("/" if info.type == "dir" else f" -> {info.target}" if info.target else "")
+        table.add_row(
+            info.mode, str(info.size), f"{info.modified_at:%Y-%m-%d %H:%M:%S}" if info.modified_at else "", name
+        )
+    out.print(table)
+
+
+@files_app.command("get")
+def files_get(sandbox: SandboxArgument, path: str, target: Annotated[Path | None, typer.Argument()] = None) -> None:
+    """Copy a file out of a sandbox."""
+    Sandbox.connect(sandbox).files.download(path, target or Path(Path(path).name))
+
+
+@files_app.command("put")
+def files_put(sandbox: SandboxArgument, source: Path, path: str) -> None:
+    """Copy a file into a sandbox."""
+    Sandbox.connect(sandbox).files.upload(source, path)
+
+
+@files_app.command("cat")
+def files_cat(sandbox: SandboxArgument, path: str) -> None:
+    """Print a file."""
+    sys.stdout.buffer.write(Sandbox.connect(sandbox).files.read(path))
+
+
+@files_app.command("rm")
+def files_rm(
+    sandbox: SandboxArgument, path: str, recursive: Annotated[bool, typer.Option("--recursive", "-r")] = False
+) -> None:
+    """Delete a file, or with -r a folder."""
+    Sandbox.connect(sandbox).files.remove(path, recursive=recursive)
+
+
+@image_app.command("ls")
+def image_ls() -> None:
+    """List images."""
+    server = _server_side()
+    table = _table("NAME", "SIZE", "DIGEST", "ABOUT")
+    for row in server.image_rows():
+        table.add_row(*row)
+    out.print(table)
+
+
+@image_app.command("build")
+def image_build(names: Annotated[list[str], typer.Argument(help="Base images: python, node, base.")]) -> None:
+    """Build base images now rather than on first use."""
+    server = _server_side()
+    for name in names:
+        with err.status(f"building {name} (a minute or two, once)"):
+            image = server.image_store().ensure(name)
+        err.print(f"{image.name}  {image.size >> 20} MiB  {image.digest[:19]}")
+
+
+@image_app.command("import")
+def image_import(name: str, path: Path) -> None:
+    """Make an image of a root file system: a folder or a tar archive."""
+    image = _server_side().image_store().import_path(name, path)
+    err.print(f"{image.name}  {image.size >> 20} MiB  {image.digest[:19]}")
+
+
+@image_app.command("rm")
+def image_rm(name: str) -> None:
+    """Forget an image."""
+    _server_side().image_store().remove(name)
+
+
+@app.command()
+def doctor() -> None:
+    """Check everything that a server on this machine needs, and say how to mend what is amiss."""
+    server = _server_side()
+    good = True
+    for check in server.checks():
+        good = good and check.problem is None
+        mark = "[green]ok[/]  " if check.problem is None else "[red]fail[/]"
+        out.print(f"{mark} {check.name}: {check.found if check.problem is None else check.problem}", highlight=False)
+        if check.problem is not None and check.mend:
+            out.print(f"     → {check.mend}", highlight=False)
+    raise typer.Exit(0 if good else 1)
+
+
+def main() -> None:
+    """Run the command; errors are a line, not a stack."""
+    try:
+        app(prog_name="isobox")
+    except IsoboxError as error:
+        err.print(f"[red]isobox:[/] {error}")
+        sys.exit(1)
+    except Exception as error:
+        if (detail := getattr(error, "detail", None)) is None:
+            raise
+        hint = getattr(error, "hint", "")
+        err.print(f"[red]isobox:[/] {detail}" + (f"\n        {hint}" if hint else ""))
+        sys.exit(1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""The blocking client."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from websockets.sync.client import connect
+
+from isobox import calls
+from isobox.config import Config
+from isobox.streams import BROKEN, SUBPROTOCOL, Position
+from isobox.transport import Transport
+from isobox.values import Event, ExecResult, FileInfo, SandboxInfo
+
+_PIECE = 1 << 20
+
+
+class Process:
+    """An exec that runs, or ran. Iterating follows it from its beginning; each iteration is a follower of its own."""
+
+    def __init__(self, transport: Transport, sandbox_id: str, exec_id: str) -> None:
+        self.id = exec_id
+        self.sandbox_id = sandbox_id
+        self._transport = transport
+
+    def __repr__(self) -> str:
+        return f"<Process {self.id}>"
+
+    def __iter__(self) -> Iterator[Event]:
+        return self.follow()
+
+    def follow(self, after: int = 0) -> Iterator[Event]:
+        """Every event behind seq `after`, once and in order, over any number of broken connections."""
+        path = f"/v1/sandboxes/{self.sandbox_id}/execs/{self.id}/stream"
+        return follow(self._transport.config, path, after)
+
+    def write(self, data: bytes | str) -> int:
+        """Send input; returns how many bytes it has been sent in all."""
+        return self._stdin(data.encode() if isinstance(data, str) else data, eof=False)
+
+    def close_stdin(self) -> None:
+        """End its input."""
+        self._stdin(b"", eof=True)
+
+    def _stdin(self, data: bytes, *, eof: bool) -> int:
+        # Not repeated when the connection fails: nobody knows then how much of it arrived.
+        call = calls.exec_(
+            "POST", self.sandbox_id, self.id, "/stdin", content=data, params={"eof": str(eof).lower()}, safe=False
+        )
+        return int(self._transport.send(call)["accepted_bytes"])
+
+    def signal(self, signal: str | int, *, group: bool = True) -> None:
+        """Send a signal to it and, with group, to all that it started."""
+        body = {"signal": signal, "group": group}
+        self._transport.send(calls.exec_("POST", self.sandbox_id, self.id, "/signal", json=body))
+
+    def kill(self) -> None:
+        """End it now."""
+        self.signal("SIGKILL")
+
+    def poll(self, *, max_output_bytes: int = 65536) -> ExecResult:
+        """As it stands."""
+        call = calls.exec_("GET", self.sandbox_id, self.id, params={"max_output_bytes": max_output_bytes})
+        return ExecResult.parse(self._transport.send(call))
+
+    def wait(self, *, max_output_bytes: int = 65536) -> ExecResult:
+        """Wait for its end."""
+        for _ in self.follow():
+            pass
+        return self.poll(max_output_bytes=max_output_bytes)
+
+    def output(self, stream: str = "stdout", *, offset: int = 0, limit: int = _PIECE) -> bytes:
+        """Bytes of stdout or stderr from an offset on."""
+        params = {"stream": stream, "from": offset, "limit": limit}
+        found: bytes = self._transport.send(calls.exec_("GET", self.sandbox_id, self.id, "/output", params=params))
+        return found
+
+
+def follow(config: Config, path: str, after: int) -> Iterator[Event]:
+    """Follow a stream."""
+    position = Position(config, path, after)
+    while not position.ended:
+        try:
+            with connect(
+                position.url,
+                additional_headers=config.headers,
+                subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]  # a plain string to everybody else
+                max_size=None,
+                compression=None,
+                proxy=None,
+            ) as socket:
+                while not position.ended:
+                    if (event := position.take(socket.recv())) is not None:
+                        yield event
+        except BROKEN as error:
+            time.sleep(position.broke(error))
+
+
+class Files:
+    """A sandbox's files, as its user sees them."""
+
+    def __init__(self, transport: Transport, sandbox_id: str) -> None:
+        self._transport = transport
+        self._id = sandbox_id
+
+    def _send(self, method: str, suffix: str = "", **parts: Any) -> Any:
+        return self._transport.send(calls.files(method, self._id, suffix, **parts))
+
+    def read(self, path: str) -> bytes:
+        """A file's bytes."""
+        found: bytes = self._send("GET", params={"path": path}, read_timeout_s=None)
+        return found
+
+    def read_text(self, path: str) -> str:
+        """A file's text."""
+        return self.read(path).decode()
+
+    def download(self, path: str, target: Path | str) -> None:
+        """Copy a file out of the sandbox."""
+        call = calls.files("GET", self._id, params={"path": path}, read_timeout_s=None)
+        with self._transport.stream(call) as pieces, open(target, "wb") as file:
+            for piece in pieces:
+                file.write(piece)
+
+    def write(self, path: str, contents: bytes | str | BinaryIO, *, mode: int | None = None) -> FileInfo:
+        """Replace a file, all or nothing; folders above it are made."""
+        body = contents.encode() if isinstance(contents, str) else contents
+        params = calls.without_none({"path": path, "mode": None if mode is None else f"{mode:04o}"})
+        # What is read from a stream can be sent once only.
+        safe = isinstance(body, bytes)
+        return FileInfo.parse(self._send("PUT", params=params, content=body, safe=safe, read_timeout_s=None))
+
+    def upload(self, source: Path | str, path: str, *, mode: int | None = None) -> FileInfo:
+        """Copy a file into the sandbox."""
+        with open(source, "rb") as file:
+            return self.write(path, file, mode=mode)
+
+    def list(self, path: str, *, depth: int = 1) -> list[FileInfo]:
+        """What a folder holds."""
+        entries = self._send("GET", "/list", params={"path": path, "depth": depth})["entries"]
+        return [FileInfo.parse(entry) for entry in entries]
+
+    def stat(self, path: str) -> FileInfo:
+        """A file's own data; NotFound if there is none."""
+        return FileInfo.parse(self._send("GET", "/stat", params={"path": path}))
+
+    def mkdir(self, path: str, *, parents: bool = True) -> FileInfo:
+        """Make a folder."""
+        return FileInfo.parse(self._send("POST", "/mkdir", json={"path": path, "parents": parents}))
+
+    def remove(self, path: str, *, recursive: bool = False) -> None:
+        """Delete a file or folder."""
+        self._send("DELETE", params={"path": path, "recursive": str(recursive).lower()})
+
+
+class Sandbox:
+    """A sandbox. As a context manager it is terminated at the end."""
+
+    def __init__(self, transport: Transport, info: SandboxInfo) -> None:
+        """Use `create`, `connect` or `list`."""
+        self._transport = transport
+        self.info = info
+        self.files = Files(transport, info.id)
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return self.info.id
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.id} {self.info.state}>"
+
+    @classmethod
+    def create(
+        cls,
+        image: str = "python",
+        *,
+        command: list[str] | None = None,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        timeout_s: float | None = None,
+        idle_timeout_s: float | None = None,
+        resources: Mapping[str, float] | None = None,
+        url: str | None = None,
+        api_key: str | None = None,
+    ) -> "Sandbox":
+        """Create a sandbox; it runs when this returns. Sizes in MiB, times in seconds."""
+        transport = Transport(Config.find(url, api_key))
+        fields = {
+            "image": image,
+            "command": command,
+            "name": name,
+            "labels": labels,
+            "env": env,
+            "workdir": workdir,
+            "user": user,
+            "timeout_s": timeout_s,
+            "idle_timeout_s": idle_timeout_s,
+            "resources": resources,
+        }
+        return cls(transport, SandboxInfo.parse(transport.send(calls.create(fields))))
+
+    @classmethod
+    def connect(cls, id_: str, *, url: str | None = None, api_key: str | None = None) -> "Sandbox":
+        """A sandbox that exists; NotFound."""
+        transport = Transport(Config.find(url, api_key))
+        return cls(transport, SandboxInfo.parse(transport.send(calls.sandbox("GET", id_))))
+
+    @classmethod
+    def list(
+        cls,
+        *,
+        labels: Mapping[str, str] | None = None,
+        state: str | None = None,
+        url: str | None = None,
+        api_key: str | None = None,
+    ) -> Iterator["Sandbox"]:
+        """Those that match, the newest first."""
+        transport = Transport(Config.find(url, api_key))
+        cursor = None
+        while True:
+            page = transport.send(calls.search(labels or {}, state, cursor))
+            for raw in page["sandboxes"]:
+                yield cls(transport, SandboxInfo.parse(raw))
+            if (cursor := page["next_cursor"]) is None:
+                return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.terminate()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the connections; the sandbox goes on."""
+        self._transport.close()
+
+    def exec(self, *argv: str, shell: str | None = None, **options: Any) -> ExecResult:
+        """Run a command, `exec("ls", "-l")` or `exec(shell="ls | wc -l")`, and wait for its end.
+
+        Options are those of the API: env, workdir, user, stdin, timeout_s, max_output_bytes, …
+        """
+        fields = calls.exec_fields(argv, shell, options, wait=True)
+        return ExecResult.parse(self._transport.send(calls.start_exec(self.id, fields)))
+
+    def start(self, *argv: str, shell: str | None = None, stdin: bool | str = True, **options: Any) -> Process:
+        """Start a command and do not wait; iterate over the process to follow it."""
+        fields = calls.exec_fields(argv, shell, {"stdin": stdin, **options}, wait=False)
+        raw = self._transport.send(calls.start_exec(self.id, fields))
+        return Process(self._transport, self.id, raw["id"])
+
+    def process(self, exec_id: str) -> Process:
+        """An exec by its id."""
+        return Process(self._transport, self.id, exec_id)
+
+    def execs(self) -> Sequence[ExecResult]:
+        """Its latest hundred execs, the newest first, without output."""
+        return [ExecResult.parse(raw) for raw in self._transport.send(calls.sandbox("GET", self.id, "/execs"))["execs"]]
+
+    def events(self, after: int = 0) -> Iterator[Event]:
+        """Its own events: state changes, warnings, its end."""
+        return follow(self._transport.config, f"/v1/sandboxes/{self.id}/events", after)
+
+    def _update(self, call: calls.Call) -> SandboxInfo:
+        self.info = SandboxInfo.parse(self._transport.send(call))
+        return self.info
+
+    def refresh(self) -> SandboxInfo:
+        """Look again."""
+        return self._update(calls.sandbox("GET", self.id))
+
+    def extend(self, timeout_s: float) -> SandboxInfo:
+        """Let it live timeout_s seconds from now."""
+        return self._update(calls.sandbox("PATCH", self.id, json={"timeout_s": timeout_s}))
+
+    def pause(self) -> SandboxInfo:
+        """Stop its processes."""
+        return self._update(calls.sandbox("POST", self.id, "/pause"))
+
+    def resume(self) -> SandboxInfo:
+        """Let them go on."""
+        return self._update(calls.sandbox("POST", self.id, "/resume"))
+
+    def wait(self, timeout_s: float = 60.0) -> SandboxInfo:
+        """Wait for its end, at most timeout_s seconds."""
+        params = {"timeout_s": timeout_s}
+        return self._update(calls.sandbox("GET", self.id, "/wait", params=params, read_timeout_s=timeout_s + 30))
+
+    def stats(self) -> dict[str, Any]:
+        """What it uses now."""
+        found: dict[str, Any] = self._transport.send(calls.sandbox("GET", self.id, "/stats"))
+        return found
+
+    def terminate(self) -> SandboxInfo:
+        """End it; however often."""
+        return self._update(calls.sandbox("DELETE", self.id))

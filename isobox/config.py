@@ -1,0 +1,40 @@
+"""Where the server is and which key opens it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_URL = "http://127.0.0.1:8700"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A server's address and an API key; "" where none is known."""
+
+    url: str
+    api_key: str
+
+    @classmethod
+    def find(cls, url: str | None = None, api_key: str | None = None) -> "Config":
+        """As given, else from ISOBOX_URL and ISOBOX_API_KEY, else the server of this machine and the key it wrote."""
+        url = url or os.environ.get("ISOBOX_URL") or DEFAULT_URL
+        api_key = api_key or os.environ.get("ISOBOX_API_KEY") or _local_key()
+        return cls(url.rstrip("/"), api_key)
+
+    @property
+    def websocket_url(self) -> str:
+        """The address for websockets."""
+        return "ws" + self.url.removeprefix("http")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What authenticates a request."""
+        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+
+def _local_key() -> str:
+    path = Path(os.environ.get("ISOBOX_STATE", "/var/lib/isobox")) / "api-key"
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

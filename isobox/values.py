@@ -1,0 +1,190 @@
+"""What the API answers, as values."""
+
+import base64
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from isobox.errors import ExecFailed
+
+
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxInfo:
+    """A sandbox as it stood when asked; `raw` is the whole answer."""
+
+    id: str
+    state: str
+    image: str
+    name: str | None
+    labels: dict[str, str]
+    created_at: datetime | None
+    expires_at: datetime | None
+    ended_at: datetime | None
+    main: str | None
+    termination: dict[str, Any] | None
+    raw: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> "SandboxInfo":
+        """From the API's answer."""
+        return cls(
+            id=raw["id"],
+            state=raw["state"],
+            image=raw["image"],
+            name=raw["name"],
+            labels=raw["labels"],
+            created_at=_time(raw["created_at"]),
+            expires_at=_time(raw["expires_at"]),
+            ended_at=_time(raw["ended_at"]),
+            main=raw["main"],
+            termination=raw["termination"],
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an exec ended; the API document lists the reasons."""
+
+    reason: str
+    exit_code: int | None
+    signal: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One level of a stack."""
+
+    file: str
+    line: int | None
+    function: str | None
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExecError:
+    """A failure made for a model to read; frames, the innermost last."""
+
+    kind: str
+    name: str
+    message: str
+    frames: list[Frame]
+    hint: str
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any] | None) -> "ExecError | None":
+        """From the API's answer."""
+        if raw is None:
+            return None
+        frames = [Frame(f["file"], f.get("line"), f.get("function"), f.get("source")) for f in raw["frames"]]
+        return cls(raw["kind"], raw["name"], raw["message"], frames, raw["hint"])
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """An exec with head and tail of its output; duration in seconds, max_rss in MiB."""
+
+    id: str
+    argv: list[str]
+    outcome: Outcome | None
+    stdout: str
+    stderr: str
+    error: ExecError | None
+    duration_s: float | None
+    cpu_s: float | None
+    max_rss_mb: float | None
+    truncated: dict[str, Any] | None
+    raw: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> "ExecResult":
+        """From the API's answer."""
+        outcome = raw["outcome"]
+        return cls(
+            id=raw["id"],
+            argv=raw["argv"],
+            outcome=None if outcome is None else Outcome(outcome["reason"], outcome["exit_code"], outcome["signal"]),
+            stdout=raw["stdout"],
+            stderr=raw["stderr"],
+            error=ExecError.parse(raw["error"]),
+            duration_s=raw["duration_s"],
+            cpu_s=raw["cpu_s"],
+            max_rss_mb=raw["max_rss_mb"],
+            truncated=raw["truncated"],
+            raw=raw,
+        )
+
+    @property
+    def exit_code(self) -> int | None:
+        """As a shell tells it; None while it runs or where it has none."""
+        return None if self.outcome is None else self.outcome.exit_code
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ended by itself with 0."""
+        return self.outcome is not None and (self.outcome.reason, self.outcome.exit_code) == ("exit", 0)
+
+    def check(self) -> "ExecResult":
+        """Itself; ExecFailed if it did not end well."""
+        if not self.ok:
+            raise ExecFailed(self)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event of a stream: output as bytes in `data`, all else in `info`."""
+
+    seq: int
+    type: str
+    data: bytes = b""
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """Output as text; what is not UTF-8 replaced."""
+        return self.data.decode(errors="replace")
+
+    @classmethod
+    def parse(cls, frame: str | bytes) -> "Event":
+        """From a frame of isobox.v1.bin or isobox.v1.json."""
+        if isinstance(frame, bytes):
+            return cls(int.from_bytes(frame[1:9], "big"), "stdout" if frame[0] == 1 else "stderr", frame[9:])
+        raw = json.loads(frame)
+        if raw["type"] in ("stdout", "stderr"):
+            data = raw["data"].encode() if "data" in raw else base64.b64decode(raw["data_b64"])
+            return cls(raw["seq"], raw["type"], data)
+        return cls(raw["seq"], raw["type"], info=raw["data"])
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """A file; size in bytes."""
+
+    name: str
+    path: str
+    type: str
+    size: int
+    mode: str
+    modified_at: datetime | None
+    target: str | None
+    raw: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> "FileInfo":
+        """From the API's answer."""
+        return cls(
+            raw["name"],
+            raw["path"],
+            raw["type"],
+            raw["size"],
+            raw["mode"],
+            _time(raw["modified_at"]),
+            raw["target"],
+            raw,
+        )

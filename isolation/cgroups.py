@@ -1,0 +1,194 @@
+"""Control groups, v1, v2 or both: limits, counters and the last resort to end what runs.
+
+What to write where is planned without I/O (`plan`); `Cgroup` does it. In the hybrid layout the controllers are v1's.
+"""
+
+import contextlib
+import errno
+import os
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from isolation.errors import IsolationError
+from isolation.spec import Resources
+
+_PERIOD_US: Final = 100_000
+_V1: Final = ("cpu", "cpuacct", "memory", "pids", "freezer")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where each controller is mounted; `unified` alone is set where v2 has them all."""
+
+    unified: Path | None
+    v1: dict[str, Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Counters of one group: CPU seconds, bytes of memory now and at most, OOM kills, host processes."""
+
+    cpu_s: float
+    memory_bytes: int
+    memory_peak_bytes: int
+    oom_kills: int
+    processes: int
+
+
+def parse_mounts(mountinfo: str) -> Layout:
+    """The layout as /proc/self/mountinfo tells it."""
+    v1: dict[str, Path] = {}
+    unified: Path | None = None
+    for line in mountinfo.splitlines():
+        mount, _, rest = line.partition(" - ")
+        point = Path(mount.split(" ")[4])
+        kind, _, options = rest.partition(" ")
+        if kind == "cgroup2":
+            unified = point
+        elif kind == "cgroup":
+            for option in options.split(" ")[-1].split(","):
+                if option in _V1:
+                    v1.setdefault(option, point)
+    return Layout(None if "memory" in v1 else unified, v1 if "memory" in v1 else {})
+
+
+def detect() -> Layout:
+    """The layout of this machine."""
+    return parse_mounts(Path("/proc/self/mountinfo").read_text())
+
+
+def plan(layout: Layout, resources: Resources) -> list[tuple[str, str, str, bool]]:
+    """What a new group gets: (controller, file, value, whether a kernel without that file will do)."""
+    memory = str(resources.cgroup_memory_bytes)
+    quota = str(max(1000, int(resources.cpu * _PERIOD_US)))
+    if layout.unified is not None:
+        return [
+            ("", "cpu.max", f"{quota} {_PERIOD_US}", False),
+            ("", "memory.max", memory, False),
+            ("", "memory.swap.max", "0", True),
+            ("", "memory.oom.group", "1", True),
+            ("", "pids.max", str(resources.cgroup_pids), False),
+        ]
+    return [
+        ("cpu", "cpu.cfs_period_us", str(_PERIOD_US), False),
+        ("cpu", "cpu.cfs_quota_us", quota, False),
+        ("memory", "memory.limit_in_bytes", memory, False),
+        # Memory and swap together no more than memory alone: no swap. Absent without swap accounting.
+        ("memory", "memory.memsw.limit_in_bytes", memory, True),
+        ("pids", "pids.max", str(resources.cgroup_pids), False),
+    ]
+
+
+class Cgroup:
+    """One sandbox's group, in every hierarchy that has a part in it."""
+
+    def __init__(self, layout: Layout, parent: str, name: str) -> None:
+        self._layout = layout
+        self._parent = parent
+        self._folders = (
+            {"": layout.unified / parent / name}
+            if layout.unified is not None
+            else {controller: mount / parent / name for controller, mount in layout.v1.items()}
+        )
+
+    @property
+    def folders(self) -> list[Path]:
+        """Each folder once: v1 mounts cpu and cpuacct together on some machines."""
+        return list(dict.fromkeys(path.resolve() for path in self._folders.values()))
+
+    def create(self, resources: Resources) -> None:
+        """Make the group and set its limits; IsolationError where the machine has no controller for one."""
+        if missing := {"cpu", "memory", "pids"} - set(self._layout.v1) if self._layout.unified is None else set():
+            raise IsolationError(
+                f"no cgroup controller for {', '.join(sorted(missing))}",
+                hint="mount the cgroup file systems (cgroup2 on /sys/fs/cgroup will do) and try again",
+            )
+        for folder in self.folders:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if self._layout.unified is not None:
+                self._delegate(folder.parent)
+            folder.mkdir(exist_ok=True)
+        for controller, name, value, optional in plan(self._layout, resources):
+            path = self._folders[controller] / name
+            try:
+                path.write_text(value)
+            except OSError as error:
+                if not (optional and error.errno in (errno.ENOENT, errno.EACCES, errno.EOPNOTSUPP)):
+                    raise IsolationError(
+                        f"cannot set {name}: {error.strerror}", hint="run `isobox doctor`; it checks the cgroups"
+                    ) from error
+
+    def _delegate(self, parent: Path) -> None:
+        root = self._layout.unified
+        assert root is not None
+        for folder in [root, *(root / part for part in _ancestors(parent.relative_to(root)))]:
+            (folder / "cgroup.subtree_control").write_text("+cpu +memory +pids")
+
+    def processes(self) -> set[int]:
+        """Host pids in the group."""
+        found: set[int] = set()
+        for folder in self.folders:
+            with contextlib.suppress(FileNotFoundError, OSError):
+                found.update(int(line) for line in (folder / "cgroup.procs").read_text().split())
+        return found - {0}
+
+    def kill(self) -> None:
+        """SIGKILL to all that is in the group now."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def remove(self) -> bool:
+        """Remove the group; False while something still ends in it."""
+        for folder in self.folders:
+            try:
+                folder.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    return False
+                raise
+        return True
+
+    def usage(self) -> Usage:
+        """The counters now; zeros where the kernel keeps none."""
+        if self._layout.unified is not None:
+            folder = self._folders[""]
+            return Usage(
+                cpu_s=_field(folder / "cpu.stat", "usage_usec") / 1e6,
+                memory_bytes=_number(folder / "memory.current"),
+                memory_peak_bytes=_number(folder / "memory.peak"),
+                oom_kills=_field(folder / "memory.events", "oom_kill"),
+                processes=_number(folder / "pids.current"),
+            )
+        memory = self._folders["memory"]
+        return Usage(
+            cpu_s=_number(self._folders.get("cpuacct", memory) / "cpuacct.usage") / 1e9,
+            memory_bytes=_number(memory / "memory.usage_in_bytes"),
+            memory_peak_bytes=_number(memory / "memory.max_usage_in_bytes"),
+            oom_kills=_field(memory / "memory.oom_control", "oom_kill"),
+            processes=_number(self._folders["pids"] / "pids.current"),
+        )
+
+
+def _ancestors(path: Path) -> Iterable[Path]:
+    return [path.__class__(*path.parts[: i + 1]) for i in range(len(path.parts))]
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _field(path: Path, name: str) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(value) for key, _, value in (line.partition(" ") for line in lines) if key == name), 0)

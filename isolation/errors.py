@@ -1,0 +1,36 @@
+"""What can go wrong with a sandbox, as seen by whoever drives it.
+
+IsoboxError
+└── IsolationError
+    ├── RunscError            runsc or its control server refused, or is not usable here
+    ├── SandboxGone           the sandbox has ended
+    ├── GuestUnresponsive     PID 1 did not answer within its bound; terminate still works
+    ├── ChannelViolation      PID 1 sent what no init of ours sends; the sandbox is not trusted any further
+    └── LimitReached          more at once than one sandbox may have
+"""
+
+from common.errors import IsoboxError
+
+
+class IsolationError(IsoboxError):
+    """Anything this package raises on purpose."""
+
+
+class RunscError(IsolationError):
+    """runsc or the sandbox's control server refused."""
+
+
+class SandboxGone(IsolationError):
+    """The sandbox has ended."""
+
+
+class GuestUnresponsive(IsolationError):
+    """PID 1 did not answer within its bound."""
+
+
+class ChannelViolation(IsolationError):
+    """PID 1 broke the protocol."""
+
+
+class LimitReached(IsolationError):
+    """More at once than one sandbox may have."""

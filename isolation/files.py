@@ -1,0 +1,201 @@
+"""File operations inside a sandbox, by PID 1's own program, as the sandbox's user and in its view.
+
+Names are bytes to the guest. On our side they are text with `surrogateescape`, so that any name survives.
+Each operation is one exec without a log; its bytes pass through a bounded queue.
+"""
+
+import asyncio
+import errno
+import os
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from isolation.channel.frames import StartFlag, encode_request
+from isolation.channel.link import GuestExec, Link
+from isolation.errors import ChannelViolation, IsolationError
+
+FileType = Literal["file", "dir", "symlink", "other"]
+_NAMES = {"file", "dir", "symlink", "other"}
+_FIELDS = 8
+_LISTING_MAX = 64 << 20
+_ERRORS_MAX = 64 << 10
+_HELD_BYTES = 512 << 10
+_START_TIMEOUT_S = 10.0
+
+
+class FileFailed(IsolationError):
+    """The guest's kernel refused; errno is its own."""
+
+    def __init__(self, number: int, path: str) -> None:
+        super().__init__(f"{os.strerror(number)}: {path}")
+        self.errno = number
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file as lstat tells it; size in bytes, mtime_ns since the epoch, name relative to the listed folder."""
+
+    type: FileType
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime_ns: int
+    name: str
+    target: str
+
+
+def parse_entries(raw: bytes) -> list[Entry]:
+    """Entries as the guest's program prints them; ChannelViolation for anything else."""
+    fields = raw.split(b"\0")
+    if fields.pop() or len(fields) % _FIELDS:
+        raise ChannelViolation("a listing that our program does not print")
+    try:
+        return [_entry(fields[i : i + _FIELDS]) for i in range(0, len(fields), _FIELDS)]
+    except (ValueError, UnicodeError) as error:
+        raise ChannelViolation("a listing that our program does not print") from error
+
+
+def _entry(fields: list[bytes]) -> Entry:
+    kind = fields[0].decode()
+    if kind not in _NAMES:
+        raise ValueError(kind)
+    mode, numbers = int(fields[1], 8), [int(field) for field in fields[2:6]]
+    if max(map(abs, [mode, *numbers])) >= 1 << 63:
+        raise ValueError("number too large")
+    name, target = (os.fsdecode(field) for field in fields[6:8])
+    uid, gid, size, mtime_ns = numbers
+    return Entry(cast(FileType, kind), mode, uid, gid, size, mtime_ns, name, target)
+
+
+def _raise_error(raw: bytes) -> None:
+    fields = raw.split(b"\0")
+    if fields[0] != b"error" or len(fields) < 3:
+        return
+    try:
+        number = int(fields[1])
+    except ValueError:
+        number = errno.EIO
+    raise FileFailed(number, os.fsdecode(fields[2])[:4096])
+
+
+class _Pipe:
+    """The sink of one operation: stdout through a bounded queue, stderr kept."""
+
+    def __init__(self) -> None:
+        self.pieces: deque[bytes] = deque()
+        self.size = 0
+        self.notes = bytearray()
+        self.moved = asyncio.Event()
+
+    def write(self, stream: int, data: memoryview) -> None:
+        if stream == 1:
+            self.pieces.append(bytes(data))
+            self.size += len(data)
+        elif len(self.notes) + len(data) <= _ERRORS_MAX:
+            self.notes += data
+        else:
+            raise ChannelViolation("a file operation that talks too much")
+        self.moved.set()
+
+    def wake(self, _: object) -> None:
+        self.moved.set()
+
+    @property
+    def holds(self) -> bool:
+        return self.size > _HELD_BYTES
+
+
+class Operation:
+    """A running file operation."""
+
+    def __init__(self, link: Link, pipe: _Pipe, guest: GuestExec) -> None:
+        self._link = link
+        self._pipe = pipe
+        self._guest = guest
+
+    async def head(self) -> Entry:
+        """The entry that `read` prints before the contents."""
+        while self._pipe.notes.count(b"\0") < _FIELDS and not self._guest.complete.done():
+            await self._woken()
+        notes = bytes(self._pipe.notes)
+        _raise_error(notes)
+        entries = parse_entries(notes)
+        if len(entries) != 1:
+            raise ChannelViolation("a file operation without an entry")
+        return entries[0]
+
+    async def _woken(self) -> None:
+        self._pipe.moved.clear()
+        if self._guest.complete.done():
+            return
+        self._guest.complete.add_done_callback(self._pipe.wake)
+        await self._pipe.moved.wait()
+
+    async def contents(self) -> AsyncIterator[bytes]:
+        """What it prints, piece by piece; the guest waits while nobody takes it."""
+        while True:
+            while self._pipe.pieces:
+                piece = self._pipe.pieces.popleft()
+                self._pipe.size -= len(piece)
+                self._link.acknowledge(self._guest)
+                yield piece
+            if self._guest.complete.done():
+                self._guest.complete.result()
+                return
+            await self._woken()
+
+    async def feed(self, data: bytes) -> bool:
+        """Send contents; False when the operation has ended early."""
+        return await self._link.write_input(self._guest, data)
+
+    def end(self) -> None:
+        """All contents are sent."""
+        if not self._guest.account.input.closed:
+            self._link.end_input(self._guest)
+
+    async def result(self) -> Entry | None:
+        """Wait for the end: the entry it prints, if any; FileFailed if it failed."""
+        await asyncio.shield(self._guest.complete)
+        notes = bytes(self._pipe.notes)
+        _raise_error(notes)
+        report = self._guest.account.report
+        if report is None or report.signalled or report.code:
+            raise FileFailed(errno.EIO, "the operation was interrupted")
+        entries = parse_entries(notes)
+        return entries[0] if entries else None
+
+    async def listing(self) -> list[Entry]:
+        """All entries that `list` prints."""
+        raw = bytearray()
+        async for piece in self.contents():
+            raw += piece
+            if len(raw) > _LISTING_MAX:
+                raise FileFailed(errno.E2BIG, "a listing of more than 64 MiB; list less deeply")
+        await self.result()
+        return parse_entries(bytes(raw))
+
+
+@asynccontextmanager
+async def operate(
+    link: Link, name: str, path: str, argument: str = "", *, user: str, allow_root: bool, stdin: bool = False
+) -> AsyncIterator[Operation]:
+    """Run one operation of guest/files.c; it is killed if the caller leaves before its end."""
+    argv = [b"isobox-files", name.encode(), os.fsencode(path), argument.encode()]
+    flags = StartFlag.SELF | (StartFlag.ROOT_OK if allow_root else StartFlag(0))
+    if not stdin:
+        flags |= StartFlag.NO_STDIN
+    pipe = _Pipe()
+    request = encode_request(user=user, cwd="", argv=argv, env={"PATH": "/"})
+    guest = await link.start(pipe, request, flags=flags, timeout=_START_TIMEOUT_S)
+    try:
+        yield Operation(link, pipe, guest)
+    finally:
+        if not guest.complete.done():
+            link.signal(guest, 9, group=True)
+            link.abandon(guest)
+        else:
+            link.forget(guest)

@@ -1,0 +1,44 @@
+/* What the init's few files share. */
+#ifndef ISOBOX_INIT_H
+#define ISOBOX_INIT_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "wire.h"
+
+#define GROUPS_MAX 64
+#ifndef ISOBOX_SELF
+#define ISOBOX_SELF "/proc/self/exe"
+#endif
+
+struct identity {
+	uint32_t uid, gid;
+	uint32_t ngroups;
+	gid_t groups[GROUPS_MAX];
+	char name[128];
+	char home[1024];
+};
+
+/* A request as parsed; the strings point into the request's own memory. */
+struct request {
+	struct start_head head;
+	uint16_t flags;
+	uint16_t rows, cols;
+	char *user, *cwd;
+	char **argv, **env;
+};
+
+/* What a started process leaves with us.  A descriptor that does not exist is -1. */
+struct spawned {
+	pid_t pid;
+	int in, out, err; /* our ends; of a terminal, in and out are the master, twice */
+	int stage, error; /* stage is 0 when it started */
+};
+
+int identify(struct identity *who, const char *user);
+void spawn(const struct request *req, struct spawned *got);
+int files_main(int argc, char **argv);
+
+#endif

@@ -1,0 +1,287 @@
+/*
+ * From a request to a running process.
+ *
+ * vfork, not fork: under gVisor a fork of PID 1 costs twice as much, and the
+ * child shares our memory until it execs, so it can write down why it failed.
+ * The child therefore calls nothing but system calls.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "init.h"
+
+#define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#define CAP_SETPCAP 8
+#define CAP_LAST 40
+
+struct plan {
+	const struct request *req;
+	struct identity who;
+	const char *cwd;
+	int cwd_required;
+	char **env;
+	char **candidates; /* paths to try, in order */
+	int fds[3];        /* the child's ends */
+	int terminal;
+	volatile int stage, error;
+};
+
+static void child(struct plan *p)
+{
+	const struct request *req = p->req;
+	struct rlimit limit;
+	sigset_t none;
+	int denied = 0;
+
+	p->stage = STAGE_SYSTEM;
+	syscall(SYS_setsid);
+	for (int i = 0; i < 3; i++)
+		if (syscall(SYS_dup2, p->fds[i], i) < 0)
+			goto failed;
+	if (p->terminal && ioctl(0, TIOCSCTTY, 0) < 0)
+		goto failed;
+	for (int sig = 1; sig < 32; sig++)
+		if (sig != SIGKILL && sig != SIGSTOP)
+			signal(sig, SIG_DFL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	if (req->head.nofile) {
+		limit.rlim_cur = limit.rlim_max = req->head.nofile;
+		if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+			goto failed;
+	}
+	if (req->head.nproc) {
+		limit.rlim_cur = limit.rlim_max = req->head.nproc;
+		if (setrlimit(RLIMIT_NPROC, &limit) < 0)
+			goto failed;
+	}
+	limit.rlim_cur = limit.rlim_max = 0;
+	setrlimit(RLIMIT_CORE, &limit);
+	if (getpid() == 1 || geteuid() == 0) {
+		/* The raw calls: musl's own would look for other threads. */
+		if (syscall(SYS_setgroups, (size_t)p->who.ngroups, p->who.groups) < 0 ||
+		    syscall(SYS_setresgid, p->who.gid, p->who.gid, p->who.gid) < 0)
+			goto failed;
+		/* Root keeps what the sandbox grants it, but for the right to hand rights out;
+		 * others keep nothing, so that a setuid program gains nothing either. */
+		for (int cap = 0; cap <= CAP_LAST; cap++)
+			if (p->who.uid != 0 || cap == CAP_SETPCAP)
+				prctl(PR_CAPBSET_DROP, cap, 0, 0, 0);
+		if (syscall(SYS_setresuid, p->who.uid, p->who.uid, p->who.uid) < 0)
+			goto failed;
+	}
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	umask(022);
+	p->stage = STAGE_CWD;
+	if (chdir(p->cwd) < 0 && (p->cwd_required || chdir("/") < 0))
+		goto failed;
+	p->stage = STAGE_EXEC;
+	for (char **path = p->candidates; *path; path++) {
+		execve(*path, req->argv, p->env);
+		if (errno == EACCES)
+			denied = 1;
+		else if (errno != ENOENT && errno != ENOTDIR)
+			goto failed;
+	}
+	errno = denied ? EACCES : ENOENT;
+failed:
+	p->error = errno;
+	_exit(127);
+}
+
+static const char *lookup(char **env, const char *name)
+{
+	size_t n = strlen(name);
+	for (; *env; env++)
+		if (strncmp(*env, name, n) == 0 && (*env)[n] == '=')
+			return *env + n + 1;
+	return NULL;
+}
+
+static char *joined(const char *a, const char *b, const char *c)
+{
+	char *s = malloc(strlen(a) + strlen(b) + strlen(c) + 1);
+	if (s)
+		strcat(strcat(strcpy(s, a), b), c);
+	return s;
+}
+
+static void free_list(char **list, size_t from)
+{
+	for (size_t i = from; list && list[i]; i++)
+		free(list[i]);
+	free(list);
+}
+
+/* The request's environment and what it leaves open: HOME, USER, LOGNAME and PATH. */
+static char **environment(const struct request *req, const struct identity *who)
+{
+	const char *names[] = {"HOME", "USER", "LOGNAME", "PATH"};
+	const char *values[] = {who->home, who->name, who->name, DEFAULT_PATH};
+	size_t n = req->head.envc;
+	char **env = calloc(n + 5, sizeof *env);
+	if (!env)
+		return NULL;
+	memcpy(env, req->env, n * sizeof *env);
+	for (int i = 0; i < 4; i++)
+		if (!lookup(req->env, names[i]) && !(env[n++] = joined(names[i], "=", values[i]))) {
+			free_list(env, req->head.envc);
+			return NULL;
+		}
+	return env;
+}
+
+/* Where execvp would look. */
+static char **candidates(const struct request *req, char **env)
+{
+	const char *name = req->flags & START_SELF ? ISOBOX_SELF : req->argv[0];
+	const char *path = lookup(env, "PATH");
+	size_t n = 2, i = 0;
+	for (const char *c = path ? path : ""; *c; c++)
+		n += *c == ':';
+	char **list = calloc(n + 1, sizeof *list);
+	if (!list)
+		return NULL;
+	if (strchr(name, '/') || !*name || !path) {
+		list[0] = strdup(name);
+		return list;
+	}
+	for (;;) {
+		size_t len = strcspn(path, ":");
+		char *entry = strndup(path, len);
+		list[i++] = entry ? joined(len ? entry : ".", "/", name) : NULL;
+		free(entry);
+		if (!path[len] || !list[i - 1])
+			return list;
+		path += len + 1;
+	}
+}
+
+static void close_all(int *fds, int n)
+{
+	for (int i = 0; i < n; i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+}
+
+/* ours[0..2]: in, out, err; theirs[0..2]: the child's. */
+static int open_pipes(int ours[3], int theirs[3], int no_stdin)
+{
+	int p[2];
+	if (no_stdin) {
+		if ((theirs[0] = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0)
+			return -1;
+	} else {
+		if (pipe2(p, O_CLOEXEC) < 0)
+			return -1;
+		theirs[0] = p[0];
+		ours[0] = p[1];
+	}
+	for (int i = 1; i < 3; i++) {
+		if (pipe2(p, O_CLOEXEC) < 0)
+			return -1;
+		ours[i] = p[0];
+		theirs[i] = p[1];
+	}
+	/* Larger pieces: the sentry charges by the call. */
+	fcntl(ours[1], F_SETPIPE_SZ, 1 << 20);
+	if (!no_stdin)
+		fcntl(ours[0], F_SETPIPE_SZ, STDIN_WINDOW);
+	return 0;
+}
+
+static int open_terminal(int ours[3], int theirs[3], const struct request *req, const struct identity *who)
+{
+	struct winsize size = {.ws_row = req->rows, .ws_col = req->cols};
+	char name[32];
+	int unlock = 0;
+	unsigned index;
+	ours[1] = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (ours[1] < 0 || ioctl(ours[1], TIOCSPTLCK, &unlock) < 0 || ioctl(ours[1], TIOCGPTN, &index) < 0)
+		return -1;
+	snprintf(name, sizeof name, "/dev/pts/%u", index);
+	theirs[0] = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (theirs[0] < 0)
+		return -1;
+	ioctl(ours[1], TIOCSWINSZ, &size);
+	if (fchown(theirs[0], who->uid, (gid_t)-1) < 0) {
+		/* This kernel's terminals have one owner; /dev/tty serves all the same. */
+	}
+	ours[0] = fcntl(ours[1], F_DUPFD_CLOEXEC, 3);
+	theirs[1] = fcntl(theirs[0], F_DUPFD_CLOEXEC, 3);
+	theirs[2] = fcntl(theirs[0], F_DUPFD_CLOEXEC, 3);
+	return ours[0] < 0 || theirs[1] < 0 || theirs[2] < 0 ? -1 : 0;
+}
+
+static void launch(struct plan *p, struct spawned *got)
+{
+	pid_t pid = vfork();
+	if (pid == 0)
+		child(p);
+	got->pid = pid;
+	if (pid < 0) {
+		got->stage = STAGE_SYSTEM;
+		got->error = errno;
+	} else if (p->error) {
+		got->stage = p->stage;
+		got->error = p->error;
+		while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+			;
+	}
+}
+
+/* Start what req asks for; got->stage tells where it failed, or is 0. */
+void spawn(const struct request *req, struct spawned *got)
+{
+	struct plan p = {.req = req, .terminal = req->flags & START_PTY};
+	int ours[3] = {-1, -1, -1}, theirs[3] = {-1, -1, -1};
+
+	memset(got, 0, sizeof *got);
+	got->stage = STAGE_USER;
+	if ((got->error = identify(&p.who, req->user)) != 0)
+		goto out;
+	if (p.who.uid == 0 && !(req->flags & START_ROOT_OK)) {
+		got->error = EPERM;
+		goto out;
+	}
+	got->stage = STAGE_SYSTEM;
+	p.env = environment(req, &p.who);
+	p.candidates = p.env ? candidates(req, p.env) : NULL;
+	if (!p.candidates) {
+		got->error = ENOMEM;
+		goto out;
+	}
+	p.cwd_required = *req->cwd != 0;
+	p.cwd = *req->cwd ? req->cwd : p.who.home;
+	if ((p.terminal ? open_terminal(ours, theirs, req, &p.who)
+			: open_pipes(ours, theirs, req->flags & START_NO_STDIN)) < 0) {
+		got->error = errno;
+		goto out;
+	}
+	memcpy(p.fds, theirs, sizeof theirs);
+	got->stage = 0;
+	launch(&p, got);
+out:
+	close_all(theirs, 3);
+	if (got->stage) {
+		close_all(ours, 3);
+		ours[0] = ours[1] = ours[2] = -1;
+	}
+	got->in = ours[0];
+	got->out = ours[1];
+	got->err = ours[2];
+	free_list(p.env, req->head.envc);
+	free_list(p.candidates, 0);
+}

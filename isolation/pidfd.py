@@ -1,0 +1,58 @@
+"""Processes by pidfd: a reused pid is never mistaken for the one that was meant."""
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+
+
+class Process:
+    """A process that is not our child. Close it when done."""
+
+    def __init__(self, pid: int, *, start_time: int | None = None) -> None:
+        """ProcessLookupError if there is no such process, or not the one that started at start_time."""
+        self.pid = pid
+        self.fd = os.pidfd_open(pid)
+        self.start_time = _start_time(pid)
+        if self.start_time is None or start_time not in (None, self.start_time):
+            os.close(self.fd)
+            raise ProcessLookupError(pid)
+
+    def kill(self) -> None:
+        """SIGKILL; no error if it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.fd, signal.SIGKILL)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended (a zombie has)."""
+        return bool(select.select([self.fd], [], [], 0)[0])
+
+    async def wait(self) -> None:
+        """Wait for its end."""
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        loop.add_reader(self.fd, _resolve, done)
+        try:
+            await done
+        finally:
+            loop.remove_reader(self.fd)
+
+    def close(self) -> None:
+        """Let go of the descriptor."""
+        os.close(self.fd)
+
+
+def _resolve(done: "asyncio.Future[None]") -> None:
+    if not done.done():
+        done.set_result(None)
+
+
+def _start_time(pid: int) -> int | None:
+    """Clock ticks after boot, field 22 of /proc/PID/stat; None if the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[19])
+    except (OSError, ValueError):
+        return None

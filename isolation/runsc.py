@@ -1,0 +1,152 @@
+"""The runsc binary: which one, whether it works here, and the one command we give it (create)."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from isolation.errors import RunscError
+
+OLDEST: Final = 20240401
+"""The first release whose EROFS roots and split checkpoints we need (gVisor's change log)."""
+
+_CREATE_TIMEOUT_S: Final = 60.0
+_FLAGS: Final = (
+    "--network=sandbox",
+    "--ignore-cgroups",  # the sandbox is born inside ours
+    "--host-uds=none",
+    "--host-fifo=none",
+    "--net-raw=false",
+    "--allow-flag-override=false",  # no annotation changes a flag
+)
+# Enter the groups, then become runsc: whatever it starts is born inside them.
+_ENTER: Final = (
+    'n=$1; shift; while [ "$n" -gt 0 ]; do echo 0 > "$1/cgroup.procs" || exit 125; shift; n=$((n-1)); done; exec "$@"'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Runsc:
+    """A runsc that was found and understood."""
+
+    path: Path
+    release: str
+    platform: str = "systrap"
+
+    def command(self, root: Path, *arguments: str) -> list[str]:
+        """Its argv for one subcommand, in its own root folder."""
+        return [str(self.path), "--root", str(root), f"--platform={self.platform}", *_FLAGS, *arguments]
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """What `create` left behind: the sentry's pid and the address of its control server."""
+
+    pid: int
+    control_path: str
+
+
+def candidates(named: str | None, cache: Path) -> list[Path]:
+    """Where a runsc may lie, best first: as named, on PATH, where setup puts it."""
+    if named:
+        return [Path(named)]
+    found = [Path(path)] if (path := shutil.which("runsc")) else []
+    return [*found, cache / "runsc" / "runsc"]
+
+
+def parse_version(output: str) -> str:
+    """The release in `runsc --version`: "20240729.0" from Debian's and gVisor's own builds alike."""
+    match = re.search(r"^runsc version (?:release-|0\.0~)?(\d{8}(?:\.\d+)?)", output, re.MULTILINE)
+    if match is None:
+        raise RunscError(
+            f"cannot tell the release of runsc from {output.strip()[:80]!r}", hint="install an official release"
+        )
+    return match.group(1)
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    stdin: int | None = None,
+    stdout: int | None = None,
+    stderr: int | None = None,
+) -> tuple[int, str]:
+    """Run a helper program to its end: (exit status, its output where stdout is not given)."""
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL if stdin is None else stdin,
+        stdout=asyncio.subprocess.PIPE if stdout is None else stdout,
+        stderr=asyncio.subprocess.STDOUT if stderr is None else stderr,
+        env={"PATH": os.environ.get("PATH", os.defpath), "HOME": "/"},
+    )
+    try:
+        async with asyncio.timeout(timeout):
+            output, _ = await process.communicate()
+    except BaseException:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        raise
+    assert process.returncode is not None
+    return process.returncode, (output or b"").decode(errors="replace")
+
+
+async def find(named: str | None, cache: Path) -> Runsc:
+    """The first usable runsc; RunscError says what is wrong with what there is."""
+    problems = []
+    for path in candidates(named, cache):
+        try:
+            status, output = await run([str(path), "--version"], timeout=20)
+        except (OSError, TimeoutError) as error:
+            problems.append(f"{path}: {error or 'no answer within 20 s'}")
+            continue
+        release = parse_version(output) if status == 0 else ""
+        if release and int(release[:8]) >= OLDEST:
+            return Runsc(path, release)
+        problems.append(f"{path}: {f'release {release} is too old' if release else output.strip()[:200]}")
+    raise RunscError(
+        "no usable runsc: " + "; ".join(problems),
+        hint=f"run `make setup`, or name one of {OLDEST} or newer with ISOBOX_RUNSC",
+    )
+
+
+async def create(
+    runsc: Runsc,
+    *,
+    root: Path,
+    bundle: Path,
+    container: str,
+    cgroups: Sequence[Path],
+    stdio: tuple[int, int, int],
+    log: Path,
+) -> Created:
+    """`runsc create`: the sandbox's sentry runs when this returns, PID 1 does not yet."""
+    enter = ["/bin/sh", "-c", _ENTER, "sh", str(len(cgroups)), *map(str, cgroups)]
+    argv = runsc.command(root, f"--log={log}", "create", "--bundle", str(bundle), container)
+    status, _ = await run([*enter, *argv], timeout=_CREATE_TIMEOUT_S, stdin=stdio[0], stdout=stdio[1], stderr=stdio[2])
+    if status != 0:
+        raise RunscError(f"runsc create failed ({status}): {_complaint(log)}", hint="run `isobox doctor`")
+    return read_state(root)
+
+
+def read_state(root: Path) -> Created:
+    """What runsc wrote about the one sandbox of this root; FileNotFoundError before it has."""
+    path = next(root.glob("*.state"), None)
+    if path is None:
+        raise FileNotFoundError(f"no state file in {root}")
+    sandbox = json.loads(path.read_text())["sandbox"]
+    return Created(int(sandbox["pid"]), str(sandbox["controlSocketPath"]))
+
+
+def _complaint(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return "it left no message"
+    return lines[-1][:400] if lines else "it left no message"

@@ -1,0 +1,106 @@
+"""The OCI runtime spec of a sandbox. No I/O, and nothing a tenant sends becomes an annotation or a flag."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+INIT_PATH: Final = "/.isobox/init"
+ROOT_CAPABILITIES: Final = (
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_SETFCAP",
+)
+"""What root inside has: enough for apt, dpkg, useradd and chown."""
+
+_INIT_CAPABILITIES: Final = (*ROOT_CAPABILITIES, "CAP_SETPCAP")  # with which it takes them from everybody else
+_MASKED: Final = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/firmware",
+)
+_READ_ONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one sandbox may use: cores, MiB of memory, MiB of disk (which is memory-backed), processes per user."""
+
+    cpu: float
+    memory_mb: int
+    disk_mb: int
+    pids: int
+
+    @property
+    def cgroup_memory_bytes(self) -> int:
+        """The bound of the memory cgroup: the root's changes live in memory too, and a full disk must not be an OOM."""
+        return (self.memory_mb + self.disk_mb) << 20
+
+    @property
+    def cgroup_pids(self) -> int:
+        """A backstop: a full pids cgroup panics the sentry, and each guest process is two host processes."""
+        return int(self.pids * 2.5) * 2 + 256
+
+
+def oci_spec(*, hostname: str, root: str, image: str, overlay: str, resources: Resources) -> dict[str, Any]:
+    """The spec of one sandbox.
+
+    root is an empty folder, image the EROFS file that covers it, overlay a folder whose size bounds the changes.
+    """
+    shm_mb = max(16, resources.memory_mb // 2)
+    private = ["nosuid", "nodev", "mode=1777", f"size={shm_mb}m"]
+    return {
+        "ociVersion": "1.0.2",
+        "hostname": hostname,
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": [INIT_PATH],
+            "env": [],
+            "cwd": "/",
+            "noNewPrivileges": True,
+            "capabilities": {
+                "bounding": list(_INIT_CAPABILITIES),
+                "effective": list(_INIT_CAPABILITIES),
+                "permitted": list(_INIT_CAPABILITIES),
+                "inheritable": [],
+                "ambient": [],
+            },
+            # RLIMIT_NPROC is set by PID 1 for each exec: PID 1 itself must always be able to start one.
+            "rlimits": [
+                {"type": "RLIMIT_NOFILE", "soft": 65536, "hard": 65536},
+                {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+            ],
+        },
+        "root": {"path": root, "readonly": False},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro", "nosuid", "noexec", "nodev"]},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=1m"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec"]},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs", "options": [*private, "noexec"]},
+            {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": private},
+        ],
+        "annotations": {
+            "dev.gvisor.spec.rootfs.type": "erofs",
+            "dev.gvisor.spec.rootfs.source": image,
+            # 20240729 takes no size for an overlay in memory; a folder on a bounded tmpfs is one.
+            "dev.gvisor.spec.rootfs.overlay": f"dir={overlay}",
+        },
+        "linux": {
+            "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")],
+            "maskedPaths": list(_MASKED),
+            "readonlyPaths": list(_READ_ONLY),
+        },
+    }

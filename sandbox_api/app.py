@@ -1,0 +1,141 @@
+"""Composes the server, once."""
+
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from common.errors import IsoboxError
+from common.tasks import TaskOwner
+from sandbox_api.auth import Keys
+from sandbox_api.gate import Gate
+from sandbox_api.host.local import LocalHost
+from sandbox_api.metrics import Metrics
+from sandbox_api.problems import Problem, from_error, invalid
+from sandbox_api.routes import execs, files, sandboxes, streams, system
+from sandbox_api.routes.context import Services
+from sandbox_api.services.execs import ExecService
+from sandbox_api.services.registry import Registry
+from sandbox_api.services.sandboxes import SandboxService
+from sandbox_api.settings import Settings, SettingsError
+from sandbox_api.store.store import Store
+
+VERSION = "0.1.0"
+
+
+class StateInUse(SettingsError):
+    """Another server has this state directory."""
+
+
+def lock_state(state: Path) -> int:
+    """Make the state directory ours; StateInUse if another server has it. The descriptor holds the lock."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise StateInUse(
+            f"another server uses {state}", hint="stop it, or choose another directory with --state"
+        ) from None
+    return fd
+
+
+@asynccontextmanager
+async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncIterator[Services]:
+    """All that works behind the routes, in the order that a way out needs."""
+    async with AsyncExitStack() as stack:
+        host = LocalHost(settings)
+        await host.start()
+        stack.push_async_callback(host.stop)
+        tasks = await stack.enter_async_context(TaskOwner())
+        registry = Registry(store)
+        exec_service = ExecService(settings, host, registry, tasks, metrics)
+        sandbox_service = SandboxService(settings, host, registry, exec_service, tasks, metrics)
+        await sandbox_service.recover()
+        tasks.spawn(sandbox_service.watch_ends(), name="ends")
+        tasks.spawn(sandbox_service.watch_clock(), name="clock")
+        tasks.spawn(sandbox_service.watch_retention(), name="retention")
+        yield Services(host, registry, sandbox_service, exec_service, metrics)
+
+
+def make_app(settings: Settings, store: Store) -> FastAPI:
+    """The application; whoever serves it holds the state directory's lock."""
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with services(settings, store, metrics) as composed:
+            app.state.services = composed
+            yield
+
+    app = FastAPI(
+        title="isobox",
+        version=VERSION,
+        summary="gVisor sandboxes for LLM agents",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        separate_input_output_schemas=False,
+    )
+    for router in (sandboxes.router, execs.router, streams.router, files.router, system.router):
+        app.include_router(router)
+    app.add_exception_handler(IsoboxError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_middleware(Gate, keys=Keys.load(settings.state), store=store, metrics=metrics)
+    _describe(app)
+    return app
+
+
+def _document(request: Request, problem: Problem) -> Response:
+    body = problem.document(str(request.state.request_id))
+    return JSONResponse(body, problem.status, media_type="application/problem+json")
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, IsoboxError)
+    return _document(request, from_error(error))
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    if any(each["type"] == "json_invalid" for each in found):
+        return _document(request, Problem(400, "json_invalid", "the body is not JSON", hint="send a JSON object"))
+    return _document(request, invalid(streams.validation_text(found), "see /openapi.json for what is expected"))
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    codes = {
+        404: ("path_not_found", "no such path"),
+        405: ("method_not_allowed", "this path does not take that method"),
+    }
+    code, detail = codes.get(error.status_code, ("http_error", str(error.detail)))
+    answer = _document(request, Problem(error.status_code, code, detail, hint="see /openapi.json for what there is"))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def _describe(app: FastAPI) -> None:
+    """Add to the OpenAPI document what the gate asks for."""
+    generate = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = generate()
+            schema.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            schema["security"] = [{"key": []}]
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = described  # type: ignore[method-assign]

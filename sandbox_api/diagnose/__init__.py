@@ -1,0 +1,1 @@
+"""Failures as a model can read them. Pure."""

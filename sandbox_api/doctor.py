@@ -1,0 +1,139 @@
+"""What a server needs of its machine, checked one by one, each with a way to mend it."""
+
+import asyncio
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import IsoboxError
+from fs.bases import apt_sources
+from isolation import cgroups, runsc
+from isolation.guest import build
+from isolation.platforms import choose_platform
+from sandbox_api.settings import Settings
+
+OLDEST_KERNEL = (5, 15)
+_FREE_MB = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A finding; problem is None where all is well."""
+
+    name: str
+    found: str = ""
+    problem: str | None = None
+    mend: str = ""
+
+
+def checks() -> Iterator[Check]:
+    """Each check in turn; one that cannot even be made is a problem."""
+    settings = Settings.from_environment()
+    for name, look in _CHECKS.items():
+        try:
+            yield Check(name, look(settings))
+        except IsoboxError as error:
+            yield Check(name, problem=error.detail, mend=error.hint)
+        except OSError as error:
+            yield Check(name, problem=str(error))
+
+
+def _root(_: Settings) -> str:
+    if os.geteuid() != 0:
+        raise IsoboxError("you are not root", hint="run this, and `isobox serve`, with sudo")
+    return "yes"
+
+
+def _architecture(_: Settings) -> str:
+    if platform.machine() != "x86_64":
+        raise IsoboxError(f"{platform.machine()} is not supported yet", hint="use an x86_64 machine")
+    return platform.machine()
+
+
+def _kernel(_: Settings) -> str:
+    release = platform.release()
+    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
+    if numbers < OLDEST_KERNEL:
+        raise IsoboxError(f"Linux {release} is too old", hint="use Linux 5.15 or newer (Debian 12, Ubuntu 22.04)")
+    return release
+
+
+def _cgroups(_: Settings) -> str:
+    layout = cgroups.detect()
+    if layout.unified is not None:
+        have = set((layout.unified / "cgroup.controllers").read_text().split())
+        if missing := {"cpu", "memory", "pids"} - have:
+            raise IsoboxError(f"cgroup v2 without {', '.join(sorted(missing))}", hint="enable the controllers at boot")
+        return "v2"
+    if missing := {"cpu", "memory", "pids"} - set(layout.v1):
+        raise IsoboxError(f"no cgroup controller {', '.join(sorted(missing))}", hint="mount cgroup2 on /sys/fs/cgroup")
+    return "v1"
+
+
+def _reaper(_: Settings) -> str:
+    """An orphan's zombie must go away: sandboxes become orphans when their server is replaced."""
+    script = "sleep 0.05 & echo $!"
+    pid = int(subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True).stdout)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists():
+        if time.monotonic() > deadline:
+            raise IsoboxError(
+                "process 1 does not reap orphans", hint="in a container, start it with an init (docker run --init)"
+            )
+        time.sleep(0.02)
+    return "process 1 reaps orphans"
+
+
+def _runsc(settings: Settings) -> str:
+    found = asyncio.run(_probe(settings))
+    return f"{found.path}, release {found.release}, platform {found.platform} works"
+
+
+async def _probe(settings: Settings) -> runsc.Runsc:
+    return await choose_platform(await runsc.find(settings.runsc, settings.cache), settings.platform)
+
+
+def _init(settings: Settings) -> str:
+    return str(build.binary(settings.cache))
+
+
+def _tool(name: str, package: str) -> Callable[[Settings], str]:
+    def look(_: Settings) -> str:
+        if (path := shutil.which(name)) is None:
+            raise IsoboxError(f"{name} is not installed", hint=f"apt-get install {package}")
+        return path
+
+    return look
+
+
+def _sources(_: Settings) -> str:
+    return str(apt_sources())
+
+
+def _space(settings: Settings) -> str:
+    place = next(path for path in (settings.cache, *settings.cache.parents) if path.exists())
+    free = shutil.disk_usage(place).free >> 20
+    if free < _FREE_MB:
+        raise IsoboxError(f"{free} MiB free below {place}", hint=f"make {_FREE_MB} MiB free, or set ISOBOX_CACHE")
+    return f"{free} MiB free below {place}"
+
+
+_CHECKS: dict[str, Callable[[Settings], str]] = {
+    "root": _root,
+    "architecture": _architecture,
+    "kernel": _kernel,
+    "cgroups": _cgroups,
+    "orphans": _reaper,
+    "mkfs.erofs": _tool("mkfs.erofs", "erofs-utils"),
+    "fsck.erofs": _tool("fsck.erofs", "erofs-utils"),
+    "mmdebstrap": _tool("mmdebstrap", "mmdebstrap"),
+    "apt sources": _sources,
+    "disk": _space,
+    "init": _init,
+    "runsc": _runsc,
+}

@@ -1,0 +1,169 @@
+"""The one middleware: who calls, how much they may send, answers given before, and errors as problem documents.
+
+request ──▶ key? ──▶ body bounded ──▶ Idempotency-Key known? ──▶ the route
+             401        413, 400            its answer
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import re
+from typing import Any, Final
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from common.errors import IsoboxError
+from common.ids import new_id
+from sandbox_api.auth import Keys, key_of
+from sandbox_api.body import read_json, replay
+from sandbox_api.metrics import Metrics
+from sandbox_api.problems import Problem, from_error
+from sandbox_api.store.store import Store
+
+_log = structlog.get_logger(__name__)
+_OPEN: Final = frozenset({"/healthz", "/readyz", "/openapi.json"})
+_RAW: Final = re.compile(r"^/v1/sandboxes/[^/]+/(?:files|execs/[^/]+/stdin)$")
+"""Bodies that are bytes, streamed as they come."""
+_KEPT_MAX: Final = 1 << 20
+
+
+class Gate:
+    """See the module."""
+
+    def __init__(self, app: ASGIApp, *, keys: Keys, store: Store, metrics: Metrics) -> None:
+        self._app = app
+        self._keys = keys
+        self._store = store
+        self._metrics = metrics
+        self._answering: dict[tuple[str, str], asyncio.Lock] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request or websocket."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        request_id = new_id("req")
+        scope.setdefault("state", {})["request_id"] = request_id
+        begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                self._metrics.requests.labels(str(message["status"])).inc()
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            elif message["type"] == "websocket.accept":
+                begun = True
+            await send(message)
+
+        try:
+            headers = dict(scope["headers"])
+            if scope["path"] not in _OPEN:
+                scope["state"]["tenant"] = self._keys.tenant(key_of(headers))
+            if scope["type"] == "http":
+                await self._http(scope, receive, noting, headers)
+            else:
+                await self._app(scope, receive, noting)
+        except IsoboxError as error:
+            if begun:
+                raise
+            await _refuse(scope, noting, from_error(error), request_id)
+        except Exception as error:
+            _log.error("request failed", path=scope["path"], request_id=request_id, exc_info=error)
+            if begun:
+                raise
+            problem = Problem(
+                500, "internal", "an error of the server's own", hint=f"report it with {request_id}", retryable=True
+            )
+            await _refuse(scope, noting, problem, request_id)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes]) -> None:
+        raw = _RAW.match(scope["path"]) is not None
+        body = b""
+        if not raw and scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
+            body = await read_json(receive, headers.get(b"content-length"))
+            receive = replay(body, receive)
+        key = headers.get(b"idempotency-key", b"").decode("latin-1")
+        if scope["method"] != "POST" or not key or raw:
+            await self._app(scope, receive, send)
+            return
+        if len(key) > 255:
+            raise Problem(
+                400, "idempotency_key_invalid", "Idempotency-Key is longer than 255 characters", hint="use a UUID"
+            )
+        await self._once(scope, receive, send, key, body)
+
+    async def _once(self, scope: Scope, receive: Receive, send: Send, key: str, body: bytes) -> None:
+        """Answer a keyed POST, or repeat the answer it once had; a twin that comes meanwhile waits."""
+        tenant = scope["state"]["tenant"]
+        query = scope.get("query_string", b"")
+        request = hashlib.sha256(b"\0".join([scope["path"].encode(), query, body])).hexdigest()
+        lock = self._answering.setdefault((tenant, key), asyncio.Lock())
+        try:
+            async with lock:
+                if (known := await self._store.answer(tenant, key)) is not None:
+                    await _repeat(send, known, request)
+                    return
+                kept = _Kept(send)
+                await self._app(scope, receive, kept.send)
+                if kept.status < 500 and kept.status != 429 and len(kept.body) <= _KEPT_MAX:
+                    await self._store.keep_answer(tenant, key, request, kept.status, kept.type, bytes(kept.body))
+        finally:
+            if not lock.locked():
+                self._answering.pop((tenant, key), None)
+
+
+class _Kept:
+    """Passes an answer on and keeps a copy."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 500
+        self.type = "application/json"
+        self.body = bytearray()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.type = dict(message["headers"]).get(b"content-type", b"").decode()
+        elif message["type"] == "http.response.body" and len(self.body) <= _KEPT_MAX:
+            self.body += message.get("body", b"")
+        # Work that was done is work that was done, even if nobody listens to its answer any more.
+        with contextlib.suppress(OSError):
+            await self._send(message)
+
+
+async def _repeat(send: Send, known: tuple[str, int, str, bytes], request: str) -> None:
+    fingerprint, status, type_, body = known
+    if fingerprint != request:
+        raise Problem(
+            422,
+            "idempotency_key_reused",
+            "this Idempotency-Key was used for another request",
+            hint="use a fresh one for each",
+        )
+    headers = [(b"content-type", type_.encode()), (b"idempotency-replayed", b"true")]
+    await _answer(send, status, headers, body)
+
+
+async def _refuse(scope: Scope, send: Send, problem: Problem, request_id: str) -> None:
+    body = json.dumps(problem.document(request_id)).encode()
+    headers: list[Any] = [(b"content-type", b"application/problem+json")]
+    if problem.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if scope["type"] == "http":
+        await _answer(send, problem.status, headers, body)
+    elif "websocket.http.response" in scope.get("extensions", {}):
+        headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "websocket.http.response.start", "status": problem.status, "headers": headers})
+        await send({"type": "websocket.http.response.body", "body": body})
+    else:
+        await send({"type": "websocket.close", "code": 1008, "reason": problem.detail[:120]})
+
+
+async def _answer(send: Send, status: int, headers: list[Any], body: bytes) -> None:
+    headers = [*headers, (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

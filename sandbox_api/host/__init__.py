@@ -1,0 +1,1 @@
+"""The one seam between the HTTP side and what needs root."""

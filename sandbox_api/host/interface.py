@@ -1,0 +1,153 @@
+"""What the HTTP side asks of a machine: plain data in and out, no live objects, no callbacks.
+
+In process today (local.py). Output is not part of it: it is read from the log files, whose place `log_path` tells.
+Unless said otherwise every call may raise the errors of `isolation.errors`.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from isolation.cgroups import Usage as Usage
+from isolation.execlog import EventType as EventType
+from isolation.execs import ExecEnd as ExecEnd
+from isolation.execs import ExecSpec as ExecSpec
+from isolation.execs import Terminal as Terminal
+from isolation.files import Entry as Entry
+from isolation.sandbox import End as End
+from isolation.spec import Resources as Resources
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """An image that is ready."""
+
+    id: str
+    name: str
+    digest: str
+    size: int
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class KnownExec:
+    """An exec of an earlier server, to go on with."""
+
+    id: str
+    number: int
+    spec: ExecSpec
+    confirmed: bool
+
+
+class Host(Protocol):
+    """One machine."""
+
+    async def start(self) -> None:
+        """Get ready."""
+
+    async def stop(self) -> None:
+        """Let go of everything; what runs goes on."""
+
+    # ---- images
+
+    def images(self) -> list[ImageFacts]:
+        """Those that are ready."""
+
+    async def image(self, name: str) -> ImageFacts:
+        """The image of that name, built on first use; errors of `fs.errors`."""
+
+    # ---- sandboxes
+
+    async def create_sandbox(self, id_: str, image: str, resources: Resources) -> None:
+        """Start a sandbox from the image of that name."""
+
+    async def recover_sandbox(self, id_: str, resources: Resources, execs: list[KnownExec]) -> set[str]:
+        """Take over a sandbox of an earlier server; returns the execs that never began. Anything raised means lost."""
+
+    async def destroy_sandbox(self, id_: str) -> Usage:
+        """End a sandbox and remove what it had here. Never asks the guest; idempotent."""
+
+    async def reclaim(self, keep: set[str]) -> None:
+        """Remove what sandboxes other than these left on the machine."""
+
+    async def next_end(self) -> tuple[str, End]:
+        """The next sandbox that ends by itself."""
+
+    async def pause(self, id_: str) -> None:
+        """Stop every process in it."""
+
+    async def resume(self, id_: str) -> None:
+        """Let them go on."""
+
+    def usage(self, id_: str) -> Usage:
+        """What it uses now."""
+
+    async def ping(self, id_: str) -> None:
+        """Whether its PID 1 answers."""
+
+    # ---- execs
+
+    def reserve_exec(self, sandbox: str) -> int:
+        """PID 1's number for the next exec."""
+
+    async def start_exec(self, sandbox: str, id_: str, number: int, spec: ExecSpec) -> None:
+        """Start a process; `isolation.channel.link.StartFailed` too."""
+
+    async def wait_exec(self, sandbox: str, id_: str) -> ExecEnd:
+        """Wait for its end; all its output is in the log then."""
+
+    def append(self, sandbox: str, id_: str, type_: EventType, payload: bytes) -> None:
+        """Add an event to its log."""
+
+    def close_exec(self, sandbox: str, id_: str) -> None:
+        """Its log is complete."""
+
+    def signal_exec(self, sandbox: str, id_: str, signal: int, *, group: bool) -> None:
+        """Send a signal."""
+
+    def resize_exec(self, sandbox: str, id_: str, rows: int, cols: int) -> None:
+        """Resize its terminal."""
+
+    async def write_input(self, sandbox: str, id_: str, data: bytes) -> bool:
+        """Feed it; False when it takes no more."""
+
+    def end_input(self, sandbox: str, id_: str) -> None:
+        """End its input."""
+
+    def input_offset(self, sandbox: str, id_: str) -> int:
+        """Bytes of input sent so far."""
+
+    def log_path(self, sandbox: str, id_: str) -> Path:
+        """Where its log lies (see `isolation.execlog`)."""
+
+    def remove_logs(self, sandbox: str) -> None:
+        """Delete the logs of all its execs."""
+
+    async def log_changed(self, sandbox: str, id_: str, after: int, follower: str) -> None:
+        """Wait until its log has an event beyond after; the follower has had those up to it. At once if it ended."""
+
+    def unfollow(self, sandbox: str, id_: str, follower: str) -> None:
+        """The follower is gone."""
+
+    # ---- files, as the given user
+
+    async def stat(self, sandbox: str, path: str, user: str) -> Entry:
+        """What lies at path."""
+
+    async def list_folder(self, sandbox: str, path: str, depth: int, user: str) -> list[Entry]:
+        """What a folder holds, names relative to it."""
+
+    def read(self, sandbox: str, path: str, offset: int, length: int, user: str) -> AsyncIterator[Entry | bytes]:
+        """The file's entry first, then its bytes from offset on (negative: from the end), length of them (-1: all)."""
+
+    async def write(
+        self, sandbox: str, path: str, size: int, mode: int | None, contents: AsyncIterator[bytes], user: str
+    ) -> Entry:
+        """Replace a file as a whole; size is -1 where it is not known beforehand."""
+
+    async def mkdir(self, sandbox: str, path: str, parents: bool, user: str) -> Entry:
+        """Make a folder."""
+
+    async def remove(self, sandbox: str, path: str, recursive: bool, user: str) -> None:
+        """Delete a file or folder."""

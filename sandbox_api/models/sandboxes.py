@@ -1,0 +1,90 @@
+"""Sandboxes over the wire."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sandbox_api.lifecycle import Reason, State
+from sandbox_api.models.common import Argument, Environment, Label, LabelName, Page, Seconds, Strict, Text, UserName
+
+
+class Resources(Strict):
+    """cpu in cores; memory_mb and disk_mb in MiB; pids: processes and threads of one user inside."""
+
+    cpu: Annotated[float, Field(gt=0, le=256, allow_inf_nan=False)] = 2.0
+    memory_mb: Annotated[int, Field(ge=64, le=1 << 20)] = 1024
+    disk_mb: Annotated[int, Field(ge=16, le=1 << 20)] = 1024
+    pids: Annotated[int, Field(ge=16, le=32768)] = 512
+
+
+class CreateSandbox(Strict):
+    """A new sandbox; with `command` it is a job that ends with that command."""
+
+    image: Annotated[Text, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")] = "python"
+    command: Annotated[list[Argument], Field(min_length=1, max_length=4096)] | None = None
+    name: Annotated[Text, Field(max_length=128)] | None = None
+    labels: Annotated[dict[LabelName, Label], Field(max_length=64)] = {}
+    env: Environment = {}
+    workdir: Annotated[Text, Field(pattern=r"^/", max_length=4095)] | None = None
+    user: UserName = "user"
+    timeout_s: Seconds = 300.0
+    idle_timeout_s: Seconds | None = None
+    resources: Resources = Resources()
+
+
+class PatchSandbox(Strict):
+    """What can be changed later; timeout_s counts from now."""
+
+    labels: Annotated[dict[LabelName, Label], Field(max_length=64)] | None = None
+    timeout_s: Seconds | None = None
+    idle_timeout_s: Seconds | None = None
+
+
+class Termination(BaseModel):
+    """Why a sandbox ended; exit_code is the command's, for a job."""
+
+    reason: Reason
+    exit_code: int | None = None
+    detail: str = ""
+
+
+class Sandbox(BaseModel):
+    """A sandbox as it stands."""
+
+    model_config = ConfigDict(use_enum_values=True)
+
+    id: str
+    state: State
+    image: str
+    image_digest: str | None
+    name: str | None
+    labels: dict[str, str]
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    expires_at: datetime | None
+    idle_timeout_s: float | None
+    resources: Resources
+    network: dict[Literal["default"], Literal["deny"]] = {"default": "deny"}
+    parent: str | None = None
+    main: str | None
+    termination: Termination | None
+
+
+class SandboxPage(Page):
+    """Some of the sandboxes, the newest first."""
+
+    sandboxes: list[Sandbox]
+
+
+class Stats(BaseModel):
+    """What a sandbox uses now: CPU seconds so far, bytes, host processes. Its disk is part of its memory."""
+
+    cpu_s: float
+    memory_bytes: int
+    memory_peak_bytes: int
+    memory_limit_bytes: int
+    processes: int
+    rx_bytes: int = 0
+    tx_bytes: int = 0

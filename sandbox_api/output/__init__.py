@@ -1,0 +1,1 @@
+"""An exec's log on its way to a client."""

@@ -1,0 +1,61 @@
+"""What every route has at hand: the services and the caller."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Path
+from starlette.requests import HTTPConnection
+
+from common.ids import is_id
+from sandbox_api.host.interface import Host
+from sandbox_api.metrics import Metrics
+from sandbox_api.models.common import ProblemDocument
+from sandbox_api.problems import not_found
+from sandbox_api.services.execs import ExecService
+from sandbox_api.services.registry import Registry
+from sandbox_api.services.sandboxes import SandboxService
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Composed once, in app.py."""
+
+    host: Host
+    registry: Registry
+    sandboxes: SandboxService
+    execs: ExecService
+    metrics: Metrics
+
+
+def _services(connection: HTTPConnection) -> Services:
+    found: Services = connection.app.state.services
+    return found
+
+
+def _tenant(connection: HTTPConnection) -> str:
+    return str(connection.state.tenant)
+
+
+def _sandbox_id(sandbox_id: Annotated[str, Path(max_length=64)]) -> str:
+    if not is_id(sandbox_id, "sbx"):
+        raise not_found("sandbox")
+    return sandbox_id
+
+
+def _exec_id(exec_id: Annotated[str, Path(max_length=64)]) -> str:
+    if not is_id(exec_id, "exe"):
+        raise not_found("exec")
+    return exec_id
+
+
+Use = Annotated[Services, Depends(_services)]
+Tenant = Annotated[str, Depends(_tenant)]
+SandboxId = Annotated[str, Depends(_sandbox_id)]
+ExecId = Annotated[str, Depends(_exec_id)]
+
+_PROBLEM: dict[str, Any] = {"model": ProblemDocument, "content": {"application/problem+json": {}}}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The documented refusals of a route."""
+    return dict.fromkeys((400, 401, 404, 413, 422, *statuses), _PROBLEM)

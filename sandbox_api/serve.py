@@ -1,0 +1,81 @@
+"""The server's process: lock, listen, serve, drain."""
+
+import os
+import socket
+import sys
+
+import structlog
+import uvicorn
+
+from common.errors import IsoboxError
+from sandbox_api.app import lock_state, make_app
+from sandbox_api.settings import Settings
+from sandbox_api.store.store import Store
+
+_DRAIN_S = 10
+_BACKLOG = 1024
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, saying in one line when it is ready."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            print(f"isobox ready on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise IsoboxError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}",
+            hint="choose another address with --listen HOST:PORT",
+        ) from error
+    listener.listen(_BACKLOG)
+    listener.set_inheritable(False)
+    return listener
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; what runs goes on for the next server. IsoboxError if it cannot."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    if os.geteuid() != 0:
+        raise IsoboxError("isobox serve needs root: it makes control groups and mounts", hint="run it with sudo")
+    lock = lock_state(settings.state)
+    store = Store(settings.state / "isobox.db")
+    listener = _listen(settings)
+    try:
+        config = uvicorn.Config(
+            make_app(settings, store),
+            loop="uvloop",
+            http="httptools",
+            ws="websockets-sansio",
+            ws_max_size=2 << 20,
+            ws_per_message_deflate=False,
+            ws_ping_interval=20,
+            ws_ping_timeout=120,
+            access_log=False,
+            log_level="warning",
+            timeout_graceful_shutdown=_DRAIN_S,
+            lifespan="on",
+        )
+        _Server(config).run(sockets=[listener])
+    finally:
+        listener.close()
+        store.close()
+        os.close(lock)

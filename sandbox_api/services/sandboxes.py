@@ -1,0 +1,406 @@
+"""The life of sandboxes: create, look, end; and what happens to them by themselves."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+
+import structlog
+
+from common.errors import IsoboxError
+from common.ids import new_id
+from common.tasks import TaskOwner
+from isolation.execlog import Event, Gap
+from sandbox_api.host.interface import Host
+from sandbox_api.host.interface import Resources as HostResources
+from sandbox_api.lifecycle import FINAL, State, after
+from sandbox_api.lifecycle import Event as LifeEvent
+from sandbox_api.metrics import Metrics
+from sandbox_api.models.common import time_of
+from sandbox_api.models.execs import ExecRequest
+from sandbox_api.models.sandboxes import CreateSandbox, PatchSandbox, Resources, Sandbox, Stats, Termination
+from sandbox_api.output.follow import follow
+from sandbox_api.problems import Problem, invalid
+from sandbox_api.services.events import EventLog
+from sandbox_api.services.execs import ExecService
+from sandbox_api.services.registry import Live, Registry
+from sandbox_api.settings import Settings
+from sandbox_api.store.records import SandboxRecord
+
+_log = structlog.get_logger(__name__)
+_WARN_BEFORE_S = 30.0
+_EVENTS = "events"
+
+
+class SandboxService:
+    """The use cases of sandboxes."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        host: Host,
+        registry: Registry,
+        execs: ExecService,
+        tasks: TaskOwner,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._host = host
+        self._registry = registry
+        self._store = registry.store
+        self._execs = execs
+        self._tasks = tasks
+        self._metrics = metrics
+        self._clock_moved = asyncio.Event()
+
+    # ---- creating
+
+    async def create(self, tenant: str, request: CreateSandbox) -> SandboxRecord:
+        """Create it and wait until it runs; on failure the record says why and nothing is left."""
+        if not self._settings.allow_root and request.user.partition(":")[0] in ("root", "0"):
+            raise Problem(403, "root_forbidden", "this server runs nothing as root", hint="leave `user` out")
+        limit = self._settings.max_sandboxes
+        if len(self._registry.live) + self._registry.reserved >= limit:
+            raise Problem(
+                429,
+                "too_many_sandboxes",
+                f"there are {limit} sandboxes already",
+                hint="terminate some, or try again later",
+                retryable=True,
+            )
+        began = time.time()
+        self._registry.reserved += 1
+        try:
+            image = await self._host.image(request.image)
+        finally:
+            self._registry.reserved -= 1
+        record = SandboxRecord(
+            id=new_id("sbx"),
+            tenant=tenant,
+            state=State.CREATING,
+            image=request.image,
+            image_digest=image.digest,
+            created_at=began,
+            resources=request.resources.model_dump(),
+            timeout_s=request.timeout_s,
+            user=request.user,
+            name=request.name,
+            labels=request.labels,
+            env=request.env,
+            workdir=request.workdir,
+            command=request.command,
+            idle_timeout_s=request.idle_timeout_s,
+        )
+        live = Live(record, EventLog(self._host.log_path(record.id, _EVENTS)))
+        self._registry.live[record.id] = live
+        # Shielded: a client that goes away leaves a sandbox with a record, never one without.
+        return await asyncio.shield(self._tasks.spawn(self._start(live, began), name=f"create {record.id}"))
+
+    async def _start(self, live: Live, began: float) -> SandboxRecord:
+        record = live.record
+        await self._store.save_sandbox(record)
+        try:
+            await self._host.create_sandbox(record.id, record.image, _resources(record))
+        except BaseException as error:
+            await self._move(live, LifeEvent.FAILED, Termination(reason="failed", detail=str(error)[:500]))
+            self._host.remove_logs(record.id)
+            raise
+        record.started_at = time.time()
+        record.expires_at = record.started_at + record.timeout_s
+        await self._move(live, LifeEvent.STARTED)
+        self._metrics.created.inc()
+        self._metrics.create_seconds.observe(record.started_at - began)
+        self._clock_moved.set()
+        if record.command is not None:
+            await self._start_job(live, record.command)
+        return record
+
+    async def _start_job(self, live: Live, command: list[str]) -> None:
+        try:
+            main = await self._execs.start_in(live, ExecRequest(argv=command))
+        except IsoboxError as error:
+            await self._end(live, Termination(reason="failed", detail=error.detail))
+            raise
+        live.record.main = main.id
+        await self._store.save_sandbox(live.record)
+        self._tasks.spawn(self._follow_job(live), name=f"job {live.record.id}")
+
+    async def _follow_job(self, live: Live) -> None:
+        """End the sandbox with its command."""
+        assert live.record.main is not None
+        main = live.execs.get(live.record.main) or await self._store.exec_by_id(live.record.id, live.record.main)
+        assert main is not None
+        await self._execs.wait(main)
+        exit_code = (main.outcome or {}).get("exit_code")
+        await self._end(live, Termination(reason="exited", exit_code=exit_code, detail="its command has ended"))
+
+    # ---- looking
+
+    async def get(self, tenant: str, id_: str) -> SandboxRecord:
+        """Its record; 404."""
+        return await self._registry.record(tenant, id_)
+
+    async def search(
+        self, tenant: str, *, state: State | None, labels: dict[str, str], cursor: str | None, limit: int
+    ) -> tuple[list[SandboxRecord], str | None]:
+        """The newest that match, and where the list goes on."""
+        records = await self._store.sandboxes(
+            tenant, state=state, labels=labels, before=decode_cursor(cursor), limit=limit + 1
+        )
+        more = len(records) > limit
+        records = records[:limit]
+        return records, encode_cursor(records[-1].created_at, records[-1].id) if more else None
+
+    async def wait(self, tenant: str, id_: str, timeout_s: float) -> SandboxRecord:
+        """Wait for its end, at most timeout_s seconds; answers with it as it is then."""
+        record = await self._registry.record(tenant, id_)
+        live = self._registry.live.get(id_)
+        if live is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await live.over.wait()
+        return record if live is None else live.record
+
+    async def stats(self, tenant: str, id_: str) -> Stats:
+        """What it uses now."""
+        live = await self._registry.usable(tenant, id_)
+        usage = self._host.usage(id_)
+        return Stats(
+            cpu_s=usage.cpu_s,
+            memory_bytes=usage.memory_bytes,
+            memory_peak_bytes=usage.memory_peak_bytes,
+            memory_limit_bytes=_resources(live.record).cgroup_memory_bytes,
+            processes=usage.processes,
+        )
+
+    def events(self, record: SandboxRecord, after: int) -> AsyncIterator[Event | Gap]:
+        """Its own events beyond after."""
+        live = self._registry.live.get(record.id)
+
+        async def changed(seq: int, follower: str) -> None:
+            if live is not None:
+                await live.events.changed(seq, follower)
+
+        return follow(self._host.log_path(record.id, _EVENTS), after, changed, lambda _: None)
+
+    # ---- changing
+
+    async def patch(self, tenant: str, id_: str, request: PatchSandbox) -> SandboxRecord:
+        """Change what is given; timeout_s counts from now."""
+        live = await self._registry.usable(tenant, id_)
+        given = request.model_fields_set
+        if "labels" in given:
+            live.record.labels = request.labels or {}
+        if "timeout_s" in given:
+            if request.timeout_s is None:
+                raise invalid("timeout_s cannot be taken away", "give a number of seconds")
+            live.record.timeout_s, live.record.expires_at = request.timeout_s, time.time() + request.timeout_s
+            live.warned = False
+        if "idle_timeout_s" in given:
+            live.record.idle_timeout_s = request.idle_timeout_s
+        await self._store.save_sandbox(live.record)
+        self._clock_moved.set()
+        return live.record
+
+    async def pause(self, tenant: str, id_: str) -> SandboxRecord:
+        """Stop all its processes; idempotent."""
+        record = await self._registry.record(tenant, id_)
+        if record.state != State.PAUSED:
+            live = await self._registry.usable(tenant, id_)
+            await self._host.pause(id_)
+            await self._move(live, LifeEvent.PAUSED)
+        return record
+
+    async def resume(self, tenant: str, id_: str) -> SandboxRecord:
+        """Let them go on; idempotent."""
+        record = await self._registry.record(tenant, id_)
+        live = self._registry.live.get(id_)
+        if record.state == State.PAUSED and live is not None:
+            await self._host.resume(id_)
+            await self._move(live, LifeEvent.RESUMED)
+        else:
+            await self._registry.usable(tenant, id_)
+        return record
+
+    # ---- ending
+
+    async def terminate(self, tenant: str, id_: str) -> SandboxRecord:
+        """End it; the same answer however often."""
+        record = await self._registry.record(tenant, id_)
+        if (live := self._registry.live.get(id_)) is not None:
+            ending = self._tasks.spawn(self._end(live, Termination(reason="requested")), name=f"terminate {id_}")
+            await asyncio.shield(ending)
+        return record
+
+    async def _end(self, live: Live, termination: Termination) -> None:
+        async with live.ending:  # the first to come gives the reason
+            if live.record.state in FINAL:
+                return
+            if live.record.state != State.TERMINATING:
+                live.record.termination = termination.model_dump()
+                await self._move(live, LifeEvent.ENDING)
+            await self._host.destroy_sandbox(live.record.id)
+            await self._move(live, LifeEvent.ENDED)
+
+    async def _move(self, live: Live, event: LifeEvent, termination: Termination | None = None) -> None:
+        record = live.record
+        record.state = after(record.state, event)
+        if termination is not None:
+            record.termination = termination.model_dump()
+        if record.state not in FINAL:
+            await self._store.save_sandbox(record)
+            live.events.add("state", state=record.state)
+            return
+        record.ended_at = time.time()
+        record.expires_at = None
+        await self._store.save_sandbox(record)
+        if (record.termination or {}).get("reason") == "oom":
+            live.events.add("oom", detail=(record.termination or {}).get("detail", ""))
+        live.over.set()
+        live.events.add("end", last=True, state=record.state, termination=record.termination)
+        self._registry.live.pop(record.id, None)
+        self._metrics.ended.labels((record.termination or {}).get("reason", "")).inc()
+
+    # ---- by themselves
+
+    async def watch_ends(self) -> None:
+        """Note the ends that nobody asked for, for ever."""
+        while True:
+            id_, end = await self._host.next_end()
+            if (live := self._registry.live.get(id_)) is not None:
+                self._tasks.spawn(self._end(live, Termination(reason=end.reason, detail=end.detail)), name=f"end {id_}")
+
+    async def watch_clock(self) -> None:
+        """End what is over its time or unused, warn ahead of it, for ever."""
+        while True:
+            self._clock_moved.clear()
+            now = time.time()
+            upcoming = [now + 60.0]
+            for live in list(self._registry.live.values()):
+                upcoming += self._due(live, now)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.005, min(upcoming) - now)):
+                    await self._clock_moved.wait()
+
+    def _due(self, live: Live, now: float) -> list[float]:
+        record, idle = live.record, live.idle_deadline
+        if record.state not in (State.RUNNING, State.PAUSED):
+            return []
+        if record.expires_at is not None and record.expires_at <= now:
+            why = Termination(reason="timeout", detail=f"it lived for timeout_s={record.timeout_s:g}")
+        elif idle is not None and idle <= now:
+            why = Termination(reason="idle", detail=f"nothing used it for idle_timeout_s={record.idle_timeout_s:g}")
+        else:
+            moments = [moment for moment in (record.expires_at, idle) if moment is not None]
+            if record.idle_timeout_s is not None and idle is None:
+                moments.append(now + min(record.idle_timeout_s, 1.0))  # an exec runs; look again
+            if record.expires_at is not None and not live.warned:
+                if record.expires_at - now <= _WARN_BEFORE_S:
+                    live.warned = True
+                    live.events.add("expiring", expires_in_s=round(record.expires_at - now, 1))
+                else:
+                    moments.append(record.expires_at - _WARN_BEFORE_S)
+            return moments
+        self._tasks.spawn(self._end(live, why), name=f"expire {record.id}")
+        return []
+
+    async def watch_retention(self) -> None:
+        """Forget what ended long ago, and write the store back, for ever."""
+        while True:
+            horizon = time.time() - self._settings.retain_s
+            for id_ in await self._store.ended_before(horizon, 100):
+                self._host.remove_logs(id_)
+                await self._store.forget_sandbox(id_)
+            await self._store.forget_answers(time.time() - 86400)
+            await self._store.checkpoint()
+            await asyncio.sleep(min(30.0, self._settings.retain_s))
+
+    # ---- after a restart
+
+    async def recover(self) -> None:
+        """Take over what an earlier server left running; what cannot be had back ends as `lost`."""
+        records = await self._store.unfinished_sandboxes()
+        for record in records:
+            await self._recover(record)
+        await self._host.reclaim(set(self._registry.live))
+
+    async def _recover(self, record: SandboxRecord) -> None:
+        live = Live(record, EventLog(self._host.log_path(record.id, _EVENTS)))
+        self._registry.live[record.id] = live
+        execs = await self._store.unfinished_execs(record.id)
+        if record.state in (State.CREATING, State.TERMINATING):
+            await self._give_up(
+                live, "the server died while it was being " + ("created" if record.state == State.CREATING else "ended")
+            )
+            return
+        try:
+            never = await self._host.recover_sandbox(
+                record.id, _resources(record), [self._execs.known(each, record) for each in execs]
+            )
+        except (IsoboxError, OSError) as error:
+            _log.warning("sandbox lost", sandbox=record.id, error=str(error))
+            await self._give_up(live, str(error))
+            return
+        for each in execs:
+            if each.id in never:
+                await self._execs.never_began(each)
+            else:
+                await self._execs.recovered(live, each)
+        if record.main is not None:
+            self._tasks.spawn(self._follow_job(live), name=f"job {record.id}")
+
+    async def _give_up(self, live: Live, detail: str) -> None:
+        record = live.record
+        was = record.state
+        await self._host.destroy_sandbox(record.id)
+        if was == State.TERMINATING:
+            await self._move(live, LifeEvent.ENDED)
+        else:
+            await self._move(live, LifeEvent.FAILED, Termination(reason="lost", detail=detail))
+        for each in await self._store.unfinished_execs(record.id):
+            if each.state == "starting":
+                await self._execs.never_began(each)
+            else:
+                await self._execs.lost(each, (record.termination or {})["reason"], detail)
+
+
+def _resources(record: SandboxRecord) -> HostResources:
+    return HostResources(**record.resources)
+
+
+def describe(record: SandboxRecord) -> Sandbox:
+    """As a client sees it."""
+    return Sandbox(
+        id=record.id,
+        state=record.state,
+        image=record.image,
+        image_digest=record.image_digest,
+        name=record.name,
+        labels=record.labels,
+        created_at=time_of(record.created_at),  # type: ignore[arg-type]  # not None
+        started_at=time_of(record.started_at),
+        ended_at=time_of(record.ended_at),
+        expires_at=time_of(record.expires_at),
+        idle_timeout_s=record.idle_timeout_s,
+        resources=Resources(**record.resources),
+        main=record.main,
+        termination=Termination(**record.termination) if record.termination else None,
+    )
+
+
+def encode_cursor(created_at: float, id_: str) -> str:
+    """Where a list goes on, opaque to clients."""
+    return base64.urlsafe_b64encode(json.dumps([created_at, id_]).encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str | None) -> tuple[float, str] | None:
+    """The other way; 422 for what is none of ours."""
+    if cursor is None:
+        return None
+    try:
+        moment, id_ = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        return float(moment), str(id_)
+    except (ValueError, TypeError) as error:
+        raise invalid("cursor is not one of ours", "pass next_cursor of the previous page, unchanged") from error

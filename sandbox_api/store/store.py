@@ -1,0 +1,178 @@
+"""State in SQLite: what must outlive the server.
+
+One connection, used from the event loop: a write-ahead log makes a commit a few dozen microseconds, cheaper than a
+hop to a thread and back. With synchronous=NORMAL a commit waits for no disk; the checkpoint, which does, is made by
+`checkpoint` in a thread. The methods are coroutines so that a store across a network can take this one's place.
+"""
+
+import asyncio
+import json
+import sqlite3
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from sandbox_api.lifecycle import FINAL, State
+from sandbox_api.store.records import ExecRecord, SandboxRecord
+
+_SCHEMA_VERSION: Final = 1
+_SCHEMA: Final = """
+create table sandboxes (id text primary key, tenant text not null, created_at real not null, ended_at real,
+                        state text not null, doc text not null) without rowid;
+create index sandboxes_by_time on sandboxes (tenant, created_at);
+create table execs (id text primary key, sandbox_id text not null, created_at real not null, state text not null,
+                    doc text not null) without rowid;
+create index execs_by_sandbox on execs (sandbox_id, created_at);
+create table answers (tenant text not null, key text not null, request text not null, status integer not null,
+                      type text not null, body blob not null, at real not null,
+                      primary key (tenant, key)) without rowid;
+"""
+
+
+def _sandbox(doc: str) -> SandboxRecord:
+    fields = json.loads(doc)
+    return SandboxRecord(**(fields | {"state": State(fields["state"])}))
+
+
+def _exec(doc: str) -> ExecRecord:
+    return ExecRecord(**json.loads(doc))
+
+
+class Store:
+    """See the module. Every method may raise sqlite3.Error."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=10)
+        self._db.execute("pragma journal_mode=wal")
+        self._db.execute("pragma synchronous=normal")
+        self._db.execute("pragma wal_autocheckpoint=0")
+        version = self._db.execute("pragma user_version").fetchone()[0]
+        if version == 0:
+            self._db.executescript(f"begin; {_SCHEMA} pragma user_version={_SCHEMA_VERSION}; commit;")
+        elif version != _SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(f"{path} has version {version}; this server knows {_SCHEMA_VERSION}")
+
+    def close(self) -> None:
+        """Write the log back and close."""
+        self._db.execute("pragma wal_checkpoint(truncate)")
+        self._db.close()
+
+    async def checkpoint(self) -> None:
+        """Write the log back into the database, in a thread: this is what waits for the disk."""
+
+        def work() -> None:
+            db = sqlite3.connect(self._path, timeout=10)
+            try:
+                db.execute("pragma wal_checkpoint(passive)")
+            finally:
+                db.close()
+
+        await asyncio.to_thread(work)
+
+    # ---- sandboxes
+
+    async def save_sandbox(self, record: SandboxRecord) -> None:
+        """Insert or replace."""
+        self._db.execute(
+            "insert or replace into sandboxes values (?, ?, ?, ?, ?, ?)",
+            (record.id, record.tenant, record.created_at, record.ended_at, record.state, json.dumps(asdict(record))),
+        )
+
+    async def sandbox(self, tenant: str, id_: str) -> SandboxRecord | None:
+        """One of the tenant's."""
+        row = self._db.execute("select doc from sandboxes where id = ? and tenant = ?", (id_, tenant)).fetchone()
+        return _sandbox(row[0]) if row else None
+
+    async def sandboxes(
+        self, tenant: str, *, state: State | None, labels: dict[str, str], before: tuple[float, str] | None, limit: int
+    ) -> list[SandboxRecord]:
+        """The newest that match, from before (created_at, id) on."""
+        query, values = "select doc from sandboxes where tenant = ?", [tenant]
+        parameters: list[Any] = list(values)
+        if state is not None:
+            query += " and state = ?"
+            parameters.append(state)
+        for name, value in labels.items():
+            query += " and (select value from json_each(doc, '$.labels') where key = ?) = ?"
+            parameters += [name, value]
+        if before is not None:
+            query += " and (created_at, id) < (?, ?)"
+            parameters += before
+        rows = self._db.execute(query + " order by created_at desc, id desc limit ?", [*parameters, limit])
+        return [_sandbox(row[0]) for row in rows]
+
+    async def unfinished_sandboxes(self) -> list[SandboxRecord]:
+        """All tenants' that an earlier server left alive."""
+        marks = ", ".join("?" * len(FINAL))
+        rows = self._db.execute(f"select doc from sandboxes where state not in ({marks})", [*FINAL])  # noqa: S608
+        return [_sandbox(row[0]) for row in rows]
+
+    async def ended_before(self, moment: float, limit: int) -> list[str]:
+        """Ids of sandboxes that ended before moment."""
+        rows = self._db.execute("select id from sandboxes where ended_at < ? limit ?", (moment, limit))
+        return [row[0] for row in rows]
+
+    async def forget_sandbox(self, id_: str) -> None:
+        """Delete a sandbox and its execs."""
+        self._db.execute("begin immediate")
+        self._db.execute("delete from execs where sandbox_id = ?", (id_,))
+        self._db.execute("delete from sandboxes where id = ?", (id_,))
+        self._db.execute("commit")
+
+    # ---- execs
+
+    async def save_exec(self, record: ExecRecord) -> None:
+        """Insert or replace."""
+        self._db.execute(
+            "insert or replace into execs values (?, ?, ?, ?, ?)",
+            (record.id, record.sandbox_id, record.created_at, record.state, json.dumps(asdict(record))),
+        )
+
+    async def forget_exec(self, id_: str) -> None:
+        """Delete one that never began."""
+        self._db.execute("delete from execs where id = ?", (id_,))
+
+    async def exec_by_id(self, sandbox_id: str, id_: str) -> ExecRecord | None:
+        """One of the sandbox's."""
+        row = self._db.execute("select doc from execs where id = ? and sandbox_id = ?", (id_, sandbox_id)).fetchone()
+        return _exec(row[0]) if row else None
+
+    async def exec_is_taken(self, id_: str) -> bool:
+        """Whether any sandbox has an exec of that id."""
+        return self._db.execute("select 1 from execs where id = ?", (id_,)).fetchone() is not None
+
+    async def execs(self, sandbox_id: str, *, before: tuple[float, str] | None, limit: int) -> list[ExecRecord]:
+        """The newest of a sandbox's, from before (created_at, id) on."""
+        rows = self._db.execute(
+            "select doc from execs where sandbox_id = ? and (created_at, id) < (?, ?)"
+            " order by created_at desc, id desc limit ?",
+            (sandbox_id, *(before or (1e18, "")), limit),
+        )
+        return [_exec(row[0]) for row in rows]
+
+    async def unfinished_execs(self, sandbox_id: str) -> list[ExecRecord]:
+        """Those of a sandbox that have not ended."""
+        rows = self._db.execute("select doc from execs where sandbox_id = ? and state != 'exited'", (sandbox_id,))
+        return [_exec(row[0]) for row in rows]
+
+    # ---- answers already given (Idempotency-Key)
+
+    async def answer(self, tenant: str, key: str) -> tuple[str, int, str, bytes] | None:
+        """(fingerprint of the request, status, content type, body) of the answer given under this key."""
+        row = self._db.execute(
+            "select request, status, type, body from answers where tenant = ? and key = ?", (tenant, key)
+        ).fetchone()
+        return tuple(row) if row else None
+
+    async def keep_answer(self, tenant: str, key: str, request: str, status: int, type_: str, body: bytes) -> None:
+        """Remember an answer."""
+        self._db.execute(
+            "insert or replace into answers values (?, ?, ?, ?, ?, ?, ?)",
+            (tenant, key, request, status, type_, body, time.time()),
+        )
+
+    async def forget_answers(self, before: float) -> None:
+        """Delete those given before a moment."""
+        self._db.execute("delete from answers where at < ?", (before,))
