@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.ids import new_id
-from fs import bases, rootfs
+from fs import bases, erofs, rootfs
 from fs.errors import ImageInvalid, UnknownImage
 from fs.programs import run
 
@@ -76,11 +76,7 @@ class ImageStore:
             if image is not None and image.init == init.name and self.path(image).exists():
                 return image
             if image is not None and self.path(image).exists():
-                run(
-                    ["fsck.erofs", f"--extract={root}", str(self.path(image))],
-                    deed="renew the image",
-                    package="erofs-utils",
-                )
+                erofs.copy_out(self.path(image), root)
             elif name in bases.BASES:
                 bases.build(bases.BASES[name], root)
             else:
@@ -134,11 +130,7 @@ class ImageStore:
     def _seal(self, name: str, root: Path, init: Path, older: Image | None) -> Image:
         rootfs.prepare(root, init)
         built = root.with_name("image.erofs")
-        run(
-            ["mkfs.erofs", "-d1", "-E", "noinline_data", str(built), str(root)],
-            deed="write the image",
-            package="erofs-utils",
-        )
+        erofs.make(root, built)
         with built.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         image = Image(

@@ -200,7 +200,6 @@ class AsyncSandbox:
         api_key: str | None = None,
     ) -> "AsyncSandbox":
         """Create a sandbox; it runs when this returns. Sizes in MiB, times in seconds."""
-        transport = AsyncTransport(Config.find(url, api_key))
         fields = {
             "image": image,
             "command": command,
@@ -213,13 +212,21 @@ class AsyncSandbox:
             "idle_timeout_s": idle_timeout_s,
             "resources": resources,
         }
-        return cls(transport, SandboxInfo.parse(await transport.send(calls.create(fields))))
+        return await cls._opened(calls.create(fields), url, api_key)
+
+    @classmethod
+    async def _opened(cls, call: calls.Call, url: str | None, api_key: str | None) -> "AsyncSandbox":
+        transport = AsyncTransport(Config.find(url, api_key))
+        try:
+            return cls(transport, SandboxInfo.parse(await transport.send(call)))
+        except BaseException:
+            await transport.close()
+            raise
 
     @classmethod
     async def connect(cls, id_: str, *, url: str | None = None, api_key: str | None = None) -> "AsyncSandbox":
         """A sandbox that exists; NotFound."""
-        transport = AsyncTransport(Config.find(url, api_key))
-        return cls(transport, SandboxInfo.parse(await transport.send(calls.sandbox("GET", id_))))
+        return await cls._opened(calls.sandbox("GET", id_), url, api_key)
 
     @classmethod
     async def list(

@@ -190,7 +190,6 @@ class Sandbox:
         api_key: str | None = None,
     ) -> "Sandbox":
         """Create a sandbox; it runs when this returns. Sizes in MiB, times in seconds."""
-        transport = Transport(Config.find(url, api_key))
         fields = {
             "image": image,
             "command": command,
@@ -203,13 +202,21 @@ class Sandbox:
             "idle_timeout_s": idle_timeout_s,
             "resources": resources,
         }
-        return cls(transport, SandboxInfo.parse(transport.send(calls.create(fields))))
+        return cls._opened(calls.create(fields), url, api_key)
+
+    @classmethod
+    def _opened(cls, call: calls.Call, url: str | None, api_key: str | None) -> "Sandbox":
+        transport = Transport(Config.find(url, api_key))
+        try:
+            return cls(transport, SandboxInfo.parse(transport.send(call)))
+        except BaseException:
+            transport.close()
+            raise
 
     @classmethod
     def connect(cls, id_: str, *, url: str | None = None, api_key: str | None = None) -> "Sandbox":
         """A sandbox that exists; NotFound."""
-        transport = Transport(Config.find(url, api_key))
-        return cls(transport, SandboxInfo.parse(transport.send(calls.sandbox("GET", id_))))
+        return cls._opened(calls.sandbox("GET", id_), url, api_key)
 
     @classmethod
     def list(

@@ -42,7 +42,7 @@ def _may_repeat(call: Call, error: httpx.TransportError, tried: int) -> bool:
 
 
 def _body(response: httpx.Response) -> Any:
-    if "json" in response.headers.get("content-type", ""):
+    if response.content and "json" in response.headers.get("content-type", ""):
         return response.json()
     return response.content
 

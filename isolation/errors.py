@@ -4,6 +4,7 @@ IsoboxError
 └── IsolationError
     ├── RunscError            runsc or its control server refused, or is not usable here
     ├── SandboxGone           the sandbox has ended
+    │   └── ChannelLost       nobody kept the way into it
     ├── GuestUnresponsive     PID 1 did not answer within its bound; terminate still works
     ├── ChannelViolation      PID 1 sent what no init of ours sends; the sandbox is not trusted any further
     └── LimitReached          more at once than one sandbox may have
@@ -22,6 +23,10 @@ class RunscError(IsolationError):
 
 class SandboxGone(IsolationError):
     """The sandbox has ended."""
+
+
+class ChannelLost(SandboxGone):
+    """Nobody kept the way into the sandbox."""
 
 
 class GuestUnresponsive(IsolationError):

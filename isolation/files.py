@@ -7,6 +7,7 @@ Each operation is one exec without a log; its bytes pass through a bounded queue
 import asyncio
 import errno
 import os
+import signal
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -183,7 +184,7 @@ class Operation:
 async def operate(
     link: Link, name: str, path: str, argument: str = "", *, user: str, allow_root: bool, stdin: bool = False
 ) -> AsyncIterator[Operation]:
-    """Run one operation of guest/files.c; it is killed if the caller leaves before its end."""
+    """Run one operation of guest/files.c; it is ended if the caller leaves before its end."""
     argv = [b"isobox-files", name.encode(), os.fsencode(path), argument.encode()]
     flags = StartFlag.SELF | (StartFlag.ROOT_OK if allow_root else StartFlag(0))
     if not stdin:
@@ -195,7 +196,6 @@ async def operate(
         yield Operation(link, pipe, guest)
     finally:
         if not guest.complete.done():
-            link.signal(guest, 9, group=True)
-            link.abandon(guest)
+            link.abandon(guest, signal.SIGTERM)  # so that it can take its half-written file away
         else:
             link.forget(guest)

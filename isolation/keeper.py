@@ -11,6 +11,7 @@ from typing import Final
 
 from isolation import keeper_process
 from isolation.errors import IsolationError
+from isolation.unixsocket import address
 
 _FDS: Final = 2
 _ANSWER_WITHIN_S: Final = 10.0
@@ -54,7 +55,8 @@ class Keeper:
     def _try_connect(self) -> bool:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            connection.connect(str(self._path))
+            with address(str(self._path)) as short:
+                connection.connect(short)
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
             return False
@@ -130,6 +132,12 @@ class Keeper:
 
 def _gone(connection: socket.socket, gone: "asyncio.Future[None]") -> None:
     # Answers are read where the call stands, so what is readable here can only be the end.
-    with contextlib.suppress(BlockingIOError):
-        if not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) and not gone.done():
-            gone.set_result(None)
+    try:
+        if connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+            return
+    except BlockingIOError:
+        return
+    except ConnectionError:
+        pass
+    if not gone.done():
+        gone.set_result(None)

@@ -45,6 +45,8 @@ def serve(path: str) -> None:
     held: dict[str, list[int]] = {}
     peers: set[socket.socket] = set()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, selectors.DefaultSelector() as selector:
+        os.chdir(os.path.dirname(path))  # an address takes 107 bytes, a path more
+        path = os.path.basename(path)
         listener.bind(path)
         os.chmod(path, 0o600)
         listener.listen(8)

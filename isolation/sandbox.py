@@ -193,15 +193,10 @@ class Sandbox:
         await process.wait()
         if self._destroying or self.ended.done():
             return
-        usage = self.cgroup.usage()
-        if usage.oom_kills:
-            limit, peak = self.resources.cgroup_memory_bytes >> 20, usage.memory_peak_bytes >> 20
-            detail = f"out of memory: peak {peak} MiB, limit {limit} MiB (memory_mb + disk_mb)"
-            self.ended.set_result(End("oom", detail, usage))
-        elif self._violation:
-            self.ended.set_result(End("lost", self._violation, usage))
+        if self._violation:
+            self.ended.set_result(End("lost", self._violation, self.cgroup.usage()))
         else:
-            self.ended.set_result(End("exited", "PID 1 of the sandbox has ended", usage))
+            self.ended.set_result(post_mortem(self._machine, self.id, self.resources))
 
     def _link_lost(self, error: Exception) -> None:
         # EOF comes with the sandbox's end and is told by `watch`; anything else ends it here and now.
@@ -261,6 +256,15 @@ class Sandbox:
         mounts.detach(folder / "overlay")
         # Ours alone and small: a handful of files that runsc and we wrote.
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def post_mortem(machine: Machine, id_: str, resources: Resources) -> End:
+    """Why a sandbox that ended by itself did so: its control group remembers until it is removed."""
+    usage = Cgroup(machine.cgroups, CGROUP_PARENT, id_).usage()
+    if usage.oom_kills:
+        limit, peak = resources.cgroup_memory_bytes >> 20, usage.memory_peak_bytes >> 20
+        return End("oom", f"out of memory: peak {peak} MiB, limit {limit} MiB (memory_mb + disk_mb)", usage)
+    return End("exited", "PID 1 of the sandbox has ended", usage)
 
 
 def _set_pipe_size(fd: int) -> None:

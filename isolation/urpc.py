@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from isolation.errors import RunscError, SandboxGone
+from isolation.unixsocket import address
 
 MAX_FDS: Final = 128
 _ANSWER_MAX: Final = 16 << 20
@@ -37,7 +38,8 @@ async def call(path: str, method: str, argument: object, *, fds: Sequence[int] =
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
         try:
             async with asyncio.timeout(timeout):
-                await loop.sock_connect(connection, path)
+                with address(path) as short:
+                    await loop.sock_connect(connection, short)
                 message = json.dumps({"method": method, "arg": argument}).encode()
                 if fds:
                     sent = socket.send_fds(connection, [message], list(fds))

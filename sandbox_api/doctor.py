@@ -130,7 +130,6 @@ _CHECKS: dict[str, Callable[[Settings], str]] = {
     "cgroups": _cgroups,
     "orphans": _reaper,
     "mkfs.erofs": _tool("mkfs.erofs", "erofs-utils"),
-    "fsck.erofs": _tool("fsck.erofs", "erofs-utils"),
     "mmdebstrap": _tool("mmdebstrap", "mmdebstrap"),
     "apt sources": _sources,
     "disk": _space,

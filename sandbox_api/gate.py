@@ -12,6 +12,7 @@ import re
 from typing import Any, Final
 
 import structlog
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.errors import IsoboxError
@@ -70,6 +71,8 @@ class Gate:
             if begun:
                 raise
             await _refuse(scope, noting, from_error(error), request_id)
+        except ClientDisconnect:
+            return  # in the middle of its own request: nobody is there to be told
         except Exception as error:
             _log.error("request failed", path=scope["path"], request_id=request_id, exc_info=error)
             if begun:

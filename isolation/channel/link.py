@@ -239,9 +239,9 @@ class Link:
         if self._execs.pop(guest.number, None) is not None and self._error is None:
             self._send(encode(ToGuest.FORGET, exec_=guest.number))
 
-    def abandon(self, guest: GuestExec) -> None:
-        """Nobody waits for this exec any more: it is killed, and forgotten once PID 1 tells of its end."""
-        self.signal(guest, _SIGKILL, group=True)
+    def abandon(self, guest: GuestExec, signal: int = _SIGKILL) -> None:
+        """Nobody waits for this exec any more: it is ended, and forgotten once PID 1 tells of that."""
+        self.signal(guest, signal, group=True)
         self._execs.pop(guest.number, None)
 
     def acknowledge(self, guest: GuestExec) -> None:

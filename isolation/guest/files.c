@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,9 +40,10 @@ static void entry(FILE *to, const char *path, const char *name, const struct sta
 		(long long)st->st_size, 0, st->st_mtim.tv_sec * 1000000000LL + st->st_mtim.tv_nsec, 0, name, 0, target, 0);
 }
 
-static int stat_file(const char *path)
+static int stat_file(char *path, const char *argument)
 {
 	struct stat st;
+	(void)argument;
 	if (lstat(path, &st) < 0)
 		return failed(errno, path);
 	entry(stderr, path, path, &st);
@@ -72,6 +74,8 @@ static int list(const char *root, const char *below, int depth)
 	return 0;
 }
 
+static int list_files(char *path, const char *depth) { return list(path, "", atoi(depth)); }
+
 static int copy(int from, int to, long long limit)
 {
 	while (limit != 0) {
@@ -88,7 +92,7 @@ static int copy(int from, int to, long long limit)
 }
 
 /* argument: OFFSET:LENGTH, a negative offset counting from the end, a negative length meaning all. */
-static int read_file(const char *path, const char *range)
+static int read_file(char *path, const char *range)
 {
 	struct stat st;
 	long long offset = 0, length = -1;
@@ -119,11 +123,19 @@ static int make_parents(char *path)
 	return 0;
 }
 
-/* All or nothing: a neighbour is written and takes the name at the end.  The size is told
- * beforehand (SIZE, or -1), so that an upload that broke off replaces nothing. */
+static char temporary[PATH_MAX + 16];
+
+static void give_up(int number)
+{
+	unlink(temporary);
+	_exit(128 + number);
+}
+
+/* All or nothing: a neighbour is written and takes the name at the end.  An upload that broke
+ * off (SIGTERM, or another size than was told beforehand) replaces nothing. */
 static int write_file(char *path, const char *argument)
 {
-	char real[PATH_MAX], temporary[PATH_MAX + 16];
+	char real[PATH_MAX];
 	struct stat st = {.st_mode = 0644}, got;
 	int mode = -1;
 	long long size = -1;
@@ -136,6 +148,7 @@ static int write_file(char *path, const char *argument)
 	if (stat(real, &st) == 0 && !S_ISREG(st.st_mode))
 		return failed(S_ISDIR(st.st_mode) ? EISDIR : EINVAL, path);
 	snprintf(temporary, sizeof temporary, "%s.isobox-XXXXXX", real);
+	signal(SIGTERM, give_up);
 	int fd = mkostemp(temporary, O_CLOEXEC);
 	if (fd < 0)
 		return failed(errno, path);
@@ -145,7 +158,7 @@ static int write_file(char *path, const char *argument)
 		unlink(temporary);
 		return failed(error, path);
 	}
-	return stat_file(real);
+	return stat_file(real, "");
 }
 
 static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *at)
@@ -154,7 +167,7 @@ static int remove_one(const char *path, const struct stat *st, int kind, struct 
 	return remove(path);
 }
 
-static int remove_file(const char *path, const char *recursive)
+static int remove_file(char *path, const char *recursive)
 {
 	int bad = *recursive == '1' ? nftw(path, remove_one, 64, FTW_DEPTH | FTW_PHYS) : remove(path);
 	return bad ? failed(errno, path) : 0;
@@ -167,25 +180,18 @@ static int make_directory(char *path, const char *parents)
 	struct stat st;
 	if (mkdir(path, 0755) < 0 && !(*parents == '1' && errno == EEXIST && stat(path, &st) == 0 && S_ISDIR(st.st_mode)))
 		return failed(errno, path);
-	return stat_file(path);
+	return stat_file(path, "");
 }
 
 int files_main(int argc, char **argv)
 {
-	if (argc != 4)
-		return failed(EINVAL, "arguments");
-	const char *operation = argv[1];
-	if (strcmp(operation, "stat") == 0)
-		return stat_file(argv[2]);
-	if (strcmp(operation, "list") == 0)
-		return list(argv[2], "", atoi(argv[3]));
-	if (strcmp(operation, "read") == 0)
-		return read_file(argv[2], argv[3]);
-	if (strcmp(operation, "write") == 0)
-		return write_file(argv[2], argv[3]);
-	if (strcmp(operation, "remove") == 0)
-		return remove_file(argv[2], argv[3]);
-	if (strcmp(operation, "mkdir") == 0)
-		return make_directory(argv[2], argv[3]);
-	return failed(ENOSYS, operation);
+	static const struct {
+		const char *name;
+		int (*work)(char *path, const char *argument);
+	} operations[] = {{"stat", stat_file}, {"list", list_files}, {"read", read_file},
+			  {"write", write_file}, {"remove", remove_file}, {"mkdir", make_directory}};
+	for (size_t i = 0; argc == 4 && i < sizeof operations / sizeof *operations; i++)
+		if (strcmp(argv[1], operations[i].name) == 0)
+			return operations[i].work(argv[2], argv[3]);
+	return failed(ENOSYS, "operation");
 }

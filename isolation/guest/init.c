@@ -11,6 +11,7 @@
  * and hears the rest once and in order.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -214,13 +215,11 @@ static void feed_input(struct exec *e)
 static void read_output(struct stream *s)
 {
 	static uint8_t waste[1 << 16];
-	size_t at = s->produced & (STREAM_WINDOW - 1);
-	size_t want = room(s), whole = STREAM_WINDOW - at;
+	size_t at = s->produced & (STREAM_WINDOW - 1), whole = STREAM_WINDOW - at;
+	size_t want = room(s) < whole ? room(s) : whole;
 	ssize_t n;
 	if (s->fd < 0 || (!s->discard && !want))
 		return;
-	if (want > whole)
-		want = whole;
 	do
 		n = s->discard ? read(s->fd, waste, sizeof waste) : read(s->fd, s->ring + at, want);
 	while (n < 0 && errno == EINTR);
@@ -262,8 +261,7 @@ static void exec_ended(struct exec *e, int status, const struct rusage *used)
 		s->discard = s->fd >= 0 && !waiting;
 		watch_output(s);
 	}
-	if (!e->in_closed || e->in >= 0)
-		close_input(e);
+	close_input(e);
 	e->ended = 1;
 	e->tell |= TELL_EXIT;
 }
@@ -421,26 +419,45 @@ static void take_input(struct exec *e, const struct frame *f, const uint8_t *pay
 	watch(&e->in_source, e->in, EPOLLOUT, 1); /* written when all frames at hand are read */
 }
 
+static void end_input(struct exec *e, const struct frame *f)
+{
+	if (f->offset != e->in_taken + e->in_len)
+		return;
+	e->in_eof = 1;
+	feed_input(e);
+}
+
+/* To every process of a terminal's session: which of its groups stands in the foreground
+ * can't be asked from outside it (TIOCGPGRP on the master: ENOTTY before 2024-10). */
+static void signal_session(pid_t session, int number)
+{
+	DIR *proc = opendir("/proc");
+	struct dirent *entry;
+	while (proc && (entry = readdir(proc))) {
+		pid_t pid = atoi(entry->d_name);
+		if (pid > 1 && getsid(pid) == session)
+			kill(pid, number);
+	}
+	if (proc)
+		closedir(proc);
+}
+
 static void send_signal(struct exec *e, const struct frame *f)
 {
-	pid_t group;
 	if (e->ended || e->pid <= 0 || f->aux < 1 || f->aux > 64)
 		return;
-	/* Under job control the command in the foreground is a group of its own. */
-	if (f->flags && e->terminal && e->in >= 0 && ioctl(e->in, TIOCGPGRP, &group) == 0 && group > 1 && group != e->pid)
-		kill(-group, (int)f->aux);
-	kill(f->flags ? -e->pid : e->pid, (int)f->aux);
+	if (f->flags && e->terminal) /* under job control each command is a group of its own */
+		signal_session(e->pid, (int)f->aux);
+	else
+		kill(f->flags ? -e->pid : e->pid, (int)f->aux);
 }
 
 static void resize(struct exec *e, const struct frame *f)
 {
 	struct winsize size = {.ws_row = (uint16_t)(f->aux >> 16), .ws_col = (uint16_t)f->aux};
-	pid_t group;
-	if (!e->terminal || e->in < 0 || ioctl(e->in, TIOCSWINSZ, &size) < 0)
-		return;
-	/* gVisor sends no SIGWINCH by itself. */
-	if (ioctl(e->in, TIOCGPGRP, &group) == 0 && group > 1)
-		kill(-group, SIGWINCH);
+	/* gVisor sends no SIGWINCH by itself (before 2026-06); by default it is ignored. */
+	if (e->terminal && e->in >= 0 && !e->ended && ioctl(e->in, TIOCSWINSZ, &size) == 0)
+		signal_session(e->pid, SIGWINCH);
 }
 
 static void acknowledge(struct exec *e, const struct frame *f)
@@ -490,47 +507,22 @@ static void forget(struct exec *e)
 
 static void obey(const struct frame *f, const uint8_t *payload)
 {
-	struct exec *e;
+	struct exec *e = find(f->exec);
 	switch (f->type) {
-	case HELLO:
-		hello(payload);
-		return;
-	case PING:
-		tx.pong = 1;
-		tx.pong_aux = f->aux;
-		return;
-	case START_PART:
-		stage(f, payload);
-		return;
-	case START:
-		staged_start(f, payload);
-		return;
+	case HELLO: hello(payload); return;
+	case PING: tx.pong = 1, tx.pong_aux = f->aux; return;
+	case START_PART: stage(f, payload); return;
+	case START: staged_start(f, payload); return;
 	}
-	if (!(e = find(f->exec)))
+	if (!e)
 		return;
 	switch (f->type) {
-	case STDIN:
-		take_input(e, f, payload);
-		return;
-	case STDIN_EOF:
-		if (f->offset == e->in_taken + e->in_len) {
-			e->in_eof = 1;
-			feed_input(e);
-		}
-		return;
-	case ACK:
-	case RESUME:
-		acknowledge(e, f);
-		return;
-	case SIGNAL:
-		send_signal(e, f);
-		return;
-	case RESIZE:
-		resize(e, f);
-		return;
-	case FORGET:
-		forget(e);
-		return;
+	case STDIN: take_input(e, f, payload); return;
+	case STDIN_EOF: end_input(e, f); return;
+	case ACK: case RESUME: acknowledge(e, f); return;
+	case SIGNAL: send_signal(e, f); return;
+	case RESIZE: resize(e, f); return;
+	case FORGET: forget(e); return;
 	}
 }
 
@@ -548,10 +540,8 @@ static int hear(void)
 {
 	size_t at = 0;
 	ssize_t n = read(0, rx.buf + rx.have, sizeof rx.buf - rx.have);
-	if (n < 0)
-		return errno == EAGAIN || errno == EINTR;
-	if (n == 0)
-		return 0;
+	if (n <= 0)
+		return n < 0 && (errno == EAGAIN || errno == EINTR);
 	/* A new link starts with a HELLO in an empty pipe: at the head of a read, perhaps
 	 * behind half a frame that a checkpoint cut. */
 	if ((rx.have || rx.lost) && is_hello(rx.buf + rx.have, (size_t)n)) {
@@ -717,22 +707,15 @@ static int handle(const struct epoll_event *ev)
 	struct source *s = ev->data.ptr;
 	struct signalfd_siginfo info;
 	switch (s->kind) {
-	case FROM_HOST:
-		return hear();
+	case FROM_HOST: return hear();
+	case INPUT: feed_input(s->exec); break;
+	case OUTPUT: read_output(s->stream); break;
+	case TO_HOST: break; /* speak() follows every round */
 	case CHILDREN:
 		/* Several ends may stand behind one signal; reap() asks for all of them. */
 		while (read(children, &info, sizeof info) == sizeof info)
 			;
 		reap();
-		return 1;
-	case INPUT:
-		feed_input(s->exec);
-		return 1;
-	case OUTPUT:
-		read_output(s->stream);
-		return 1;
-	case TO_HOST: /* speak() follows every round */
-		return 1;
 	}
 	return 1;
 }

@@ -9,9 +9,6 @@
 #include "wire.h"
 
 #define GROUPS_MAX 64
-#ifndef ISOBOX_SELF
-#define ISOBOX_SELF "/proc/self/exe"
-#endif
 
 struct identity {
 	uint32_t uid, gid;

@@ -146,7 +146,7 @@ static char **environment(const struct request *req, const struct identity *who)
 /* Where execvp would look. */
 static char **candidates(const struct request *req, char **env)
 {
-	const char *name = req->flags & START_SELF ? ISOBOX_SELF : req->argv[0];
+	const char *name = req->flags & START_SELF ? "/proc/self/exe" : req->argv[0];
 	const char *path = lookup(env, "PATH");
 	size_t n = 2, i = 0;
 	for (const char *c = path ? path : ""; *c; c++)
@@ -216,9 +216,7 @@ static int open_terminal(int ours[3], int theirs[3], const struct request *req, 
 	if (theirs[0] < 0)
 		return -1;
 	ioctl(ours[1], TIOCSWINSZ, &size);
-	if (fchown(theirs[0], who->uid, (gid_t)-1) < 0) {
-		/* This kernel's terminals have one owner; /dev/tty serves all the same. */
-	}
+	(void)!fchown(theirs[0], who->uid, (gid_t)-1); /* its descriptors serve all the same */
 	ours[0] = fcntl(ours[1], F_DUPFD_CLOEXEC, 3);
 	theirs[1] = fcntl(theirs[0], F_DUPFD_CLOEXEC, 3);
 	theirs[2] = fcntl(theirs[0], F_DUPFD_CLOEXEC, 3);
@@ -227,10 +225,9 @@ static int open_terminal(int ours[3], int theirs[3], const struct request *req, 
 
 static void launch(struct plan *p, struct spawned *got)
 {
-	pid_t pid = vfork();
+	pid_t pid = got->pid = vfork();
 	if (pid == 0)
 		child(p);
-	got->pid = pid;
 	if (pid < 0) {
 		got->stage = STAGE_SYSTEM;
 		got->error = errno;

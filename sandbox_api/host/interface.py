@@ -63,7 +63,13 @@ class Host(Protocol):
         """Start a sandbox from the image of that name."""
 
     async def recover_sandbox(self, id_: str, resources: Resources, execs: list[KnownExec]) -> set[str]:
-        """Take over a sandbox of an earlier server; returns the execs that never began. Anything raised means lost."""
+        """Take over a sandbox of an earlier server; returns the execs that never began.
+
+        SandboxGone when it has ended meanwhile: `post_mortem` tells why. Anything else raised means that it is lost.
+        """
+
+    def post_mortem(self, id_: str, resources: Resources) -> End:
+        """Why a sandbox that has ended by itself did so; before `destroy_sandbox`."""
 
     async def destroy_sandbox(self, id_: str) -> Usage:
         """End a sandbox and remove what it had here. Never asks the guest; idempotent."""

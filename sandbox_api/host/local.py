@@ -13,13 +13,13 @@ import structlog
 from common.tasks import TaskOwner
 from fs.images import Image, ImageStore
 from isolation import cgroups, execlog, runsc
-from isolation.errors import SandboxGone
+from isolation.errors import ChannelLost, SandboxGone
 from isolation.execs import Exec, ExecEnd, ExecSpec
 from isolation.files import Entry, FileFailed, Operation, operate
 from isolation.guest import build
 from isolation.keeper import Keeper
 from isolation.platforms import choose_platform
-from isolation.sandbox import End, Machine, Sandbox
+from isolation.sandbox import End, Machine, Sandbox, post_mortem
 from isolation.spec import Resources
 from sandbox_api.host.interface import EventType, ImageFacts, KnownExec, Usage
 from sandbox_api.settings import Settings
@@ -102,7 +102,7 @@ class LocalHost:
 
     async def recover_sandbox(self, id_: str, resources: Resources, execs: list[KnownExec]) -> set[str]:
         if (fds := self._held.pop(id_, None)) is None:
-            raise SandboxGone("the keeper was lost, and the way into the sandbox with it")
+            raise ChannelLost("the keeper was lost, and the way into the sandbox with it")
         known: dict[int, str] = {}
         guests = []
         for each in execs:
@@ -118,6 +118,9 @@ class LocalHost:
             else:
                 self._execs[id_, exec_id].resumed(sandbox.link)
         return {known[number] for number in missing}
+
+    def post_mortem(self, id_: str, resources: Resources) -> End:
+        return post_mortem(self._here, id_, resources)
 
     async def destroy_sandbox(self, id_: str) -> Usage:
         sandbox = self._sandboxes.pop(id_, None)

@@ -21,6 +21,15 @@ def _no_nul(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_no_nul)]
 Argument = Annotated[Text, Field(max_length=128 << 10)]
+
+
+def _program(argv: list[str]) -> list[str]:
+    if not argv[0]:
+        raise ValueError("the program's name is empty")
+    return argv
+
+
+Command = Annotated[list[Argument], Field(min_length=1, max_length=4096), AfterValidator(_program)]
 EnvName = Annotated[str, Field(pattern=r"^[^=\x00]+$", max_length=4096), AfterValidator(_no_nul)]
 Environment = Annotated[dict[EnvName, Argument], Field(max_length=4096)]
 UserName = Annotated[Text, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?$")]

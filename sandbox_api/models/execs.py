@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from sandbox_api.models.common import Argument, Environment, Page, Seconds, Strict, Text, UserName
+from sandbox_api.models.common import Argument, Command, Environment, Page, Seconds, Strict, Text, UserName
 
 ExecId = Annotated[str, Field(pattern=r"^exe[a-z2-7]{26}$")]
 OutcomeReason = Literal[
@@ -25,7 +25,7 @@ class Pty(Strict):
 class ExecRequest(Strict):
     """What to run: argv as it stands, or shell through `sh -c`."""
 
-    argv: Annotated[list[Argument], Field(min_length=1, max_length=4096)] | None = None
+    argv: Command | None = None
     shell: Argument | None = None
     env: Environment = {}
     workdir: Annotated[Text, Field(pattern=r"^/", max_length=4095)] | None = None
@@ -42,8 +42,6 @@ class ExecRequest(Strict):
     def _one_of(self) -> Self:
         if (self.argv is None) == (self.shell is None):
             raise ValueError("give either argv or shell")
-        if self.argv is not None and not self.argv[0]:
-            raise ValueError("argv[0] is empty")
         return self
 
     @property

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from sandbox_api.lifecycle import Reason, State
-from sandbox_api.models.common import Argument, Environment, Label, LabelName, Page, Seconds, Strict, Text, UserName
+from sandbox_api.models.common import Command, Environment, Label, LabelName, Page, Seconds, Strict, Text, UserName
 
 
 class Resources(Strict):
@@ -22,7 +22,7 @@ class CreateSandbox(Strict):
     """A new sandbox; with `command` it is a job that ends with that command."""
 
     image: Annotated[Text, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")] = "python"
-    command: Annotated[list[Argument], Field(min_length=1, max_length=4096)] | None = None
+    command: Command | None = None
     name: Annotated[Text, Field(max_length=128)] | None = None
     labels: Annotated[dict[LabelName, Label], Field(max_length=64)] = {}
     env: Environment = {}

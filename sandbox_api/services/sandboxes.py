@@ -12,6 +12,7 @@ import structlog
 from common.errors import IsoboxError
 from common.ids import new_id
 from common.tasks import TaskOwner
+from isolation.errors import ChannelLost, SandboxGone
 from isolation.execlog import Event, Gap
 from sandbox_api.host.interface import Host
 from sandbox_api.host.interface import Resources as HostResources
@@ -330,18 +331,19 @@ class SandboxService:
         live = Live(record, EventLog(self._host.log_path(record.id, _EVENTS)))
         self._registry.live[record.id] = live
         execs = await self._store.unfinished_execs(record.id)
-        if record.state in (State.CREATING, State.TERMINATING):
-            await self._give_up(
-                live, "the server died while it was being " + ("created" if record.state == State.CREATING else "ended")
-            )
-            return
         try:
-            never = await self._host.recover_sandbox(
-                record.id, _resources(record), [self._execs.known(each, record) for each in execs]
-            )
+            if record.state in (State.CREATING, State.TERMINATING):
+                raise ChannelLost(f"the server died while it was {record.state}")
+            known = [self._execs.known(each, record) for each in execs]
+            never = await self._host.recover_sandbox(record.id, _resources(record), known)
+        except SandboxGone as error:
+            end = self._host.post_mortem(record.id, _resources(record))
+            lost = isinstance(error, ChannelLost) and end.reason != "oom"
+            why = Termination(reason="lost" if lost else end.reason, detail=error.detail if lost else end.detail)
+            await self._give_up(live, why)
+            return
         except (IsoboxError, OSError) as error:
-            _log.warning("sandbox lost", sandbox=record.id, error=str(error))
-            await self._give_up(live, str(error))
+            await self._give_up(live, Termination(reason="lost", detail=str(error)))
             return
         for each in execs:
             if each.id in never:
@@ -351,19 +353,22 @@ class SandboxService:
         if record.main is not None:
             self._tasks.spawn(self._follow_job(live), name=f"job {record.id}")
 
-    async def _give_up(self, live: Live, detail: str) -> None:
+    async def _give_up(self, live: Live, why: Termination) -> None:
         record = live.record
-        was = record.state
-        await self._host.destroy_sandbox(record.id)
-        if was == State.TERMINATING:
+        _log.warning("sandbox not recovered", sandbox=record.id, reason=why.reason, detail=why.detail)
+        if record.state == State.TERMINATING:
+            await self._host.destroy_sandbox(record.id)
             await self._move(live, LifeEvent.ENDED)
+        elif why.reason == "lost":
+            await self._host.destroy_sandbox(record.id)
+            await self._move(live, LifeEvent.FAILED, why)
         else:
-            await self._move(live, LifeEvent.FAILED, Termination(reason="lost", detail=detail))
+            await self._end(live, why)
         for each in await self._store.unfinished_execs(record.id):
             if each.state == "starting":
                 await self._execs.never_began(each)
             else:
-                await self._execs.lost(each, (record.termination or {})["reason"], detail)
+                await self._execs.lost(each, (record.termination or {})["reason"], why.detail)
 
 
 def _resources(record: SandboxRecord) -> HostResources:

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from isolation.execlog import HEAD_KEPT, Event, EventType, Gap, LogReader, LogWriter, remove
 
-writes = st.lists(st.tuples(st.sampled_from([EventType.STDOUT, EventType.STDERR]), st.binary(min_size=1, max_size=2000)), max_size=40)
+writes = st.lists(
+    st.tuples(st.sampled_from([EventType.STDOUT, EventType.STDERR]), st.binary(min_size=1, max_size=2000)), max_size=40
+)
 
 
 def everything(base: Path, after: int = 0, budget: int = 1 << 18) -> list[Event | Gap]:

@@ -50,7 +50,9 @@ def enumerated(name: str) -> dict[str, int]:
 def test_the_two_sides_have_the_same_table() -> None:
     assert enumerated("from_host") == {each.name: each.value for each in frames.ToGuest}
     assert enumerated("from_init") == {each.name: each.value for each in frames.FromGuest}
-    assert {k.removeprefix("STAGE_"): v for k, v in enumerated("stage").items()} == {s.name: s.value for s in frames.Stage}
+    assert {k.removeprefix("STAGE_"): v for k, v in enumerated("stage").items()} == {
+        s.name: s.value for s in frames.Stage
+    }
     assert {k.removeprefix("START_"): v for k, v in enumerated("start_flags").items()} == {
         str(f.name): f.value for f in frames.StartFlag
     }
@@ -68,7 +70,9 @@ def test_the_two_sides_have_the_same_table() -> None:
 
 
 frame_lists = st.lists(
-    st.tuples(st.sampled_from([FromGuest.OUT, FromGuest.STARTED, FromGuest.PONG]), st.binary(max_size=200), st.integers(0, 99)),
+    st.tuples(
+        st.sampled_from([FromGuest.OUT, FromGuest.STARTED, FromGuest.PONG]), st.binary(max_size=200), st.integers(0, 99)
+    ),
     max_size=30,
 )
 

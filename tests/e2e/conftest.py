@@ -1,0 +1,47 @@
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from server import Server
+
+import isobox
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests that need no other."""
+    running = Server(tmp_path_factory.mktemp("server") / "state").start()
+    yield running
+    running.end()
+    errors = [line for line in running.log().splitlines() if '"level": "error"' in line or "Traceback" in line]
+    assert not errors, errors[:5]
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Server]:
+    """A server that a test may kill."""
+    running = Server(tmp_path / "state")
+    yield running
+    running.end()
+
+
+@pytest.fixture(scope="session")
+def http(server: Server) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def sandbox(server: Server) -> Iterator[isobox.Sandbox]:
+    with isobox.Sandbox.create(url=server.url, api_key=server.key, timeout_s=600) as found:
+        yield found
+
+
+@pytest.fixture
+def path(sandbox: isobox.Sandbox) -> str:
+    return f"/v1/sandboxes/{sandbox.id}"

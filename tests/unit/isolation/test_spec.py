@@ -1,0 +1,16 @@
+import json
+
+from isolation.spec import ROOT_CAPABILITIES, Resources, oci_spec
+
+
+def test_the_spec_gives_nothing_away() -> None:
+    spec = oci_spec(hostname="sbx", root="/r", image="/i.erofs", overlay="/o", resources=Resources(1, 256, 128, 64))
+    process = spec["process"]
+    assert process["noNewPrivileges"] is True
+    assert set(process["capabilities"]["bounding"]) == {*ROOT_CAPABILITIES, "CAP_SETPCAP"}
+    assert "CAP_SYS_ADMIN" not in json.dumps(spec)
+    assert process["capabilities"]["inheritable"] == process["capabilities"]["ambient"] == []
+    assert all(mount["type"] != "bind" for mount in spec["mounts"])
+    sizes = {m["destination"]: m["options"] for m in spec["mounts"] if m["type"] == "tmpfs"}
+    assert all(any(option.startswith("size=") for option in options) for options in sizes.values())
+    assert set(spec["annotations"]) == {f"dev.gvisor.spec.rootfs.{name}" for name in ("type", "source", "overlay")}
