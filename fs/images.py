@@ -62,19 +62,23 @@ class ImageStore:
         """Whether `ensure` would find or build it."""
         return name in bases.BASES or (_NAME.fullmatch(name) is not None and self._manifest(name) is not None)
 
+    def ready(self, name: str) -> Image | None:
+        """The image of that name if it can be used as it is."""
+        image = self._manifest(name) if _NAME.fullmatch(name) else None
+        return image if image is not None and image.init == self._init().name and self.path(image).exists() else None
+
     def ensure(self, name: str) -> Image:
         """The image of that name, built or renewed where needed; UnknownImage if there is no such."""
         if not self.known(name):
             there = sorted({*bases.BASES, *(image.name for image in self.all())})
             raise UnknownImage(f"there is no image {name!r}", hint=f"known are: {', '.join(there)}")
-        init = self._init()
-        image = self._manifest(name)
-        if image is not None and image.init == init.name and self.path(image).exists():
+        if (image := self.ready(name)) is not None:
             return image
+        init = self._init()
         with self._building(name) as root:
-            image = self._manifest(name)  # somebody may have been quicker
-            if image is not None and image.init == init.name and self.path(image).exists():
+            if (image := self.ready(name)) is not None:  # somebody was quicker
                 return image
+            image = self._manifest(name)
             if image is not None and self.path(image).exists():
                 erofs.copy_out(self.path(image), root)
             elif name in bases.BASES:

@@ -31,6 +31,5 @@ install_runsc
 install_venv "$top"
 
 for image in "${@:-python}"; do
-    step "image $image (built once, a minute or two)"
-    "$top/.venv/bin/isobox" image build "$image"
+    "$top/.venv/bin/isobox" image build --quiet "$image"
 done

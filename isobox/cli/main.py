@@ -192,12 +192,18 @@ def image_ls() -> None:
 
 
 @image_app.command("build")
-def image_build(names: Annotated[list[str], typer.Argument(help="Base images: python, node, base.")]) -> None:
+def image_build(
+    names: Annotated[list[str], typer.Argument(help="Base images: python, node, base.")],
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing about images that are ready.")] = False,
+) -> None:
     """Build base images now rather than on first use."""
-    server = _server_side()
+    store = _server_side().image_store()
     for name in names:
-        with err.status(f"building {name} (a minute or two, once)"):
-            image = server.image_store().ensure(name)
+        if (image := store.ready(name)) is None:
+            err.print(f"building image {name} (once, a minute or so)")
+            image = store.ensure(name)
+        elif quiet:
+            continue
         err.print(f"{image.name}  {image.size >> 20} MiB  {image.digest[:19]}")
 
 

@@ -1,0 +1,24 @@
+import pytest
+from openai import OpenAI
+from server import Server
+
+from agent_examples import coding_agent, scripted_model
+
+
+def test_the_coding_agent_reads_the_error_and_mends_its_program(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISOBOX_URL", server.url)
+    monkeypatch.setenv("ISOBOX_API_KEY", server.key)
+    shown: list[str] = []
+    with scripted_model.serving() as url, OpenAI(base_url=url, api_key="none-needed") as client:
+        words = coding_agent.run(client, "scripted", scripted_model.TASK, show=shown.append)
+    assert "north 6.0" in words
+    assert "west no data" in words
+    assert any("ZeroDivisionError in mean, line 4" in line for line in shown)
+
+
+def test_a_tool_call_that_makes_no_sense_is_an_answer() -> None:
+    tools = coding_agent.Tools(None)  # type: ignore[arg-type]  # none of these reaches a sandbox
+    for name, arguments in (("nope", "{}"), ("write_file", "{}"), ("run_command", "[]"), ("read_output", "{")):
+        assert "problem" in tools.call(name, arguments)
