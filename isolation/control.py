@@ -70,8 +70,3 @@ class Control:
         """What runs inside, threads not counted."""
         rows = await self._call("containerManager.Processes", self.container, timeout=5)
         return [GuestProcess(int(row["pid"]), str(row["cmd"])) for row in rows or []]
-
-    async def signal_all(self, signal: int) -> None:
-        """Send a signal to every process, PID 1 included; needs no help of the guest."""
-        argument = {"CID": self.container, "Signo": signal, "PID": 0, "Mode": 1}
-        await self._call("containerManager.Signal", argument, timeout=5)

@@ -37,7 +37,6 @@ class KnownExec:
     id: str
     number: int
     spec: ExecSpec
-    confirmed: bool
 
 
 class Host(Protocol):
@@ -89,8 +88,8 @@ class Host(Protocol):
     def usage(self, id_: str) -> Usage:
         """What it uses now."""
 
-    async def ping(self, id_: str) -> None:
-        """Whether its PID 1 answers."""
+    async def processes(self, id_: str) -> int:
+        """How many processes run in it."""
 
     # ---- execs
 

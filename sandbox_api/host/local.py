@@ -157,8 +157,8 @@ class LocalHost:
     def usage(self, id_: str) -> Usage:
         return self._sandbox(id_).usage()
 
-    async def ping(self, id_: str) -> None:
-        await self._sandbox(id_).link.ping(timeout=5.0)
+    async def processes(self, id_: str) -> int:
+        return len(await self._sandbox(id_).control.processes())
 
     # ---- execs
 

@@ -79,7 +79,7 @@ class SandboxPage(Page):
 
 
 class Stats(BaseModel):
-    """What a sandbox uses now: CPU seconds so far, bytes, host processes. Its disk is part of its memory."""
+    """What a sandbox uses now: CPU seconds so far, bytes, processes inside. Its disk is part of its memory."""
 
     cpu_s: float
     memory_bytes: int

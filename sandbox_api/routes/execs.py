@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request, Response
 from sandbox_api.models.execs import Exec, ExecPage, ExecRequest, SignalRequest, StdinReceipt
 from sandbox_api.problems import not_found
 from sandbox_api.routes.context import ExecId, SandboxId, Tenant, Use, problems
-from sandbox_api.services.sandboxes import decode_cursor, encode_cursor
+from sandbox_api.services.cursor import decode_cursor, encode_cursor
 
 router = APIRouter(prefix="/v1/sandboxes/{sandbox_id}", tags=["execs"])
 _OUTPUT_MAX = 16 << 20

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from common.errors import IsoboxError
 from isolation.errors import SandboxGone
 from isolation.execlog import Event, Gap
+from sandbox_api.body import DEPTH_MAX, depth
 from sandbox_api.models.execs import ExecRequest, signal_number
 from sandbox_api.output import wire
 from sandbox_api.problems import Problem, from_error, invalid
@@ -66,8 +67,6 @@ class _Session:
 
     async def run(self, after: int) -> None:
         """Until the exec has ended and been told, or the client has gone."""
-        sending = asyncio.current_task()
-        assert sending is not None
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._feed(), name="stdin")
@@ -176,8 +175,6 @@ async def run_exec(socket: WebSocket, use: Use, tenant: Tenant, sandbox_id: Sand
 
 
 def _first_frame(text: str | None) -> ExecRequest:
-    from sandbox_api.body import DEPTH_MAX, depth
-
     if text is None or depth(text.encode(errors="replace")) > DEPTH_MAX:
         raise Problem(400, "frame_invalid", "the first frame is not an exec request", hint="send a JSON object as text")
     try:

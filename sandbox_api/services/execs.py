@@ -193,7 +193,7 @@ class ExecService:
             overflow=record.overflow,
             log_limit=self._settings.log_limit_mb << 20,
         )
-        return KnownExec(record.id, record.number, spec, record.state == "running")
+        return KnownExec(record.id, record.number, spec)
 
     async def recovered(self, live: Live, record: ExecRecord) -> None:
         """The host goes on with this exec; note its start if the earlier server did not live to."""

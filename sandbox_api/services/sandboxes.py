@@ -1,9 +1,7 @@
 """The life of sandboxes: create, look, end; and what happens to them by themselves."""
 
 import asyncio
-import base64
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator
 
@@ -24,6 +22,7 @@ from sandbox_api.models.execs import ExecRequest
 from sandbox_api.models.sandboxes import CreateSandbox, PatchSandbox, Resources, Sandbox, Stats, Termination
 from sandbox_api.output.follow import follow
 from sandbox_api.problems import Problem, invalid
+from sandbox_api.services.cursor import decode_cursor, encode_cursor
 from sandbox_api.services.events import EventLog
 from sandbox_api.services.execs import ExecService
 from sandbox_api.services.registry import Live, Registry
@@ -173,7 +172,7 @@ class SandboxService:
             memory_bytes=usage.memory_bytes,
             memory_peak_bytes=usage.memory_peak_bytes,
             memory_limit_bytes=_resources(live.record).cgroup_memory_bytes,
-            processes=usage.processes,
+            processes=await self._host.processes(id_),
         )
 
     def events(self, record: SandboxRecord, after: int) -> AsyncIterator[Event | Gap]:
@@ -393,19 +392,3 @@ def describe(record: SandboxRecord) -> Sandbox:
         main=record.main,
         termination=Termination(**record.termination) if record.termination else None,
     )
-
-
-def encode_cursor(created_at: float, id_: str) -> str:
-    """Where a list goes on, opaque to clients."""
-    return base64.urlsafe_b64encode(json.dumps([created_at, id_]).encode()).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str | None) -> tuple[float, str] | None:
-    """The other way; 422 for what is none of ours."""
-    if cursor is None:
-        return None
-    try:
-        moment, id_ = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        return float(moment), str(id_)
-    except (ValueError, TypeError) as error:
-        raise invalid("cursor is not one of ours", "pass next_cursor of the previous page, unchanged") from error

@@ -118,6 +118,7 @@ def test_exec_streams_and_exit(running: Process) -> None:
         assert (report.signalled, report.code) == (True, signal.SIGTERM)  # type: ignore[attr-defined]
         sink, report = await run(link, "head", "-c", "5000000", "/dev/zero")
         assert sink.data[0] == bytes(5_000_000)
+        await link.ping(timeout=5)
         results = await asyncio.gather(*(run(link, "echo", str(i)) for i in range(40)))
         assert [sink.data[0] for sink, _ in results] == [f"{i}\n".encode() for i in range(40)]
         link.close()

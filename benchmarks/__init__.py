@@ -1,0 +1,1 @@
+"""What isobox's speed is, beside its peers: `make bench`."""
