@@ -116,7 +116,7 @@ class Podman(Peer):
     def __init__(self, runsc: Path, image: Path) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="isobox-bench-podman-"))
         self._base = ["podman", "--root", str(self._folder / "root"), "--runroot", str(self._folder / "run")]
-        self._base += ["--cgroup-manager=cgroupfs", "--storage-driver=vfs", "--events-backend=none"]
+        self._base += ["--cgroup-manager=cgroupfs", "--storage-driver=overlay", "--events-backend=none"]
         self._base += ["--runtime", str(runsc), "--runtime-flag=network=none", "--runtime-flag=ignore-cgroups"]
         point = self._folder / "point"
         point.mkdir()

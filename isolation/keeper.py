@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,7 @@ from isolation.unixsocket import address
 
 _FDS: Final = 2
 _ANSWER_WITHIN_S: Final = 10.0
+_REVIVALS: Final = 5
 
 
 class Keeper:
@@ -71,26 +73,32 @@ class Keeper:
             self._socket = None
 
     def _call(self, word: str, fds: tuple[int, ...] = ()) -> None:
-        for attempt in (1, 2):
-            try:
-                assert self._socket is not None
-                socket.send_fds(self._socket, [word.encode()], fds)
-                if self._socket.recv(16) != b"ok":
-                    raise ConnectionResetError
-                return
-            except ConnectionError:
-                if attempt == 2:
-                    raise
-                self.revive()
+        try:
+            self._exchange(word, fds)
+        except ConnectionError:
+            self.revive()
+            self._exchange(word, fds)
 
     def revive(self) -> None:
         """After the keeper was killed: another one, that holds all that the old one did."""
-        self.close()
-        self.connect()
-        assert self._socket is not None
-        for name, fds in self._held.items():
-            socket.send_fds(self._socket, [f"put {name}".encode()], fds)
-            self._socket.recv(16)
+        for attempt in range(_REVIVALS):
+            try:
+                self.close()
+                self.connect()
+                for name, fds in self._held.items():
+                    self._exchange(f"put {name}", fds)
+                return
+            except ConnectionError:  # it may still have taken our connection while it was dying
+                if attempt == _REVIVALS - 1:
+                    raise
+                time.sleep(0.02)
+
+    def _exchange(self, word: str, fds: tuple[int, ...]) -> None:
+        if self._socket is None:
+            raise ConnectionResetError("no keeper")
+        socket.send_fds(self._socket, [word.encode()], fds)
+        if self._socket.recv(16) != b"ok":
+            raise ConnectionResetError("the keeper went away")
 
     def put(self, name: str, fds: tuple[int, int]) -> None:
         """Have the keeper hold (to_guest, from_guest) under name."""

@@ -22,6 +22,7 @@ _FLAGS: Final = (
     "--host-uds=none",
     "--host-fifo=none",
     "--net-raw=false",
+    "--directfs=false",  # roots are EROFS: the sentry need not open host files, nor have the rights to
     "--allow-flag-override=false",  # no annotation changes a flag
 )
 # Enter the groups, then become runsc: whatever it starts is born inside them.
@@ -149,4 +150,4 @@ def _complaint(log: Path) -> str:
         lines = log.read_text(errors="replace").strip().splitlines()
     except OSError:
         return "it left no message"
-    return lines[-1][:400] if lines else "it left no message"
+    return lines[-1][-400:] if lines else "it left no message"

@@ -18,7 +18,7 @@ ROOT_CAPABILITIES: Final = (
 )
 """What root inside has: enough for apt, dpkg, useradd and chown."""
 
-_INIT_CAPABILITIES: Final = (*ROOT_CAPABILITIES, "CAP_SETPCAP")  # with which it takes them from everybody else
+_INIT_CAPABILITIES: Final = (*ROOT_CAPABILITIES, "CAP_SETPCAP")
 _MASKED: Final = (
     "/proc/acpi",
     "/proc/asound",
@@ -71,10 +71,12 @@ def oci_spec(*, hostname: str, root: str, image: str, overlay: str, resources: R
             "cwd": "/",
             "noNewPrivileges": True,
             "capabilities": {
+                # PID 1 empties its bounding set at once. What root gains by an exec is then what PID 1 lets it
+                # inherit, and nobody else inherits anything: a setuid program gains nothing (capabilities(7)).
                 "bounding": list(_INIT_CAPABILITIES),
                 "effective": list(_INIT_CAPABILITIES),
                 "permitted": list(_INIT_CAPABILITIES),
-                "inheritable": [],
+                "inheritable": list(ROOT_CAPABILITIES),
                 "ambient": [],
             },
             # RLIMIT_NPROC is set by PID 1 for each exec: PID 1 itself must always be able to start one.

@@ -23,17 +23,12 @@ static char *read_database(const char *path)
 	if (fd < 0)
 		return NULL;
 	char *text = NULL;
-	size_t have = 0;
 	if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size <= DATABASE_MAX)
 		text = malloc((size_t)st.st_size + 1);
-	while (text && have < (size_t)st.st_size) {
-		ssize_t n = read(fd, text + have, (size_t)st.st_size - have);
-		if (n <= 0)
-			break;
-		have += (size_t)n;
+	if (text) { /* a short read of a regular file is its end */
+		ssize_t n = read(fd, text, (size_t)st.st_size);
+		text[n > 0 ? n : 0] = 0;
 	}
-	if (text)
-		text[have] = 0;
 	close(fd);
 	return text;
 }

@@ -18,6 +18,7 @@
 #define STREAM_WINDOW (1u << 20)  /* output kept for one stream until acknowledged */
 #define STDIN_WINDOW (256u << 10) /* input kept for one exec until its process took it */
 #define START_MAX (2u << 20)      /* argv and environment of one exec, in all */
+#define SPARE_RINGS 4
 #define EXECS_MAX 1024u           /* execs known to the init at once */
 
 #define HELLO_MAGIC "isobox\x00\x01hello\xf5\xfa\xfe" /* 16 bytes; 0xf5-0xff never occur in UTF-8 */
