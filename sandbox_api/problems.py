@@ -105,7 +105,7 @@ def invalid(detail: str, hint: str = "") -> Problem:
 
 def not_found(what: str) -> Problem:
     """404, the same for what never was and what belongs to somebody else."""
-    return Problem(404, f"{what}_not_found", f"no such {what}", hint=f"list the {what}s to see which there are")
+    return Problem(404, f"{what}_not_found", f"no such {what}", hint="list them to see which there are")
 
 
 def sandbox_ended(state: str, reason: str | None) -> Problem:

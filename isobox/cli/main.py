@@ -2,13 +2,14 @@
 
 import os
 import sys
+from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 try:
     import typer
     from rich.console import Console
-    from rich.table import Table
 except ImportError:  # the client was installed alone
     sys.exit("the isobox command needs its extra: pip install 'isobox[cli]'")
 
@@ -30,8 +31,16 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_inte
 SandboxArgument = Annotated[str, typer.Argument(help="The sandbox's id.")]
 
 
-def _table(*columns: str) -> Table:
-    return Table(*columns, box=None, pad_edge=False, header_style="bold")
+def _print_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    """Columns as wide as they need to be: an id that is cut is no id."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _moment(moment: datetime | None) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S}" if moment else ""
 
 
 @app.command()
@@ -109,14 +118,14 @@ def create(
 @app.command()
 def ps(all_: Annotated[bool, typer.Option("--all", "-a", help="Those that have ended too.")] = False) -> None:
     """List sandboxes."""
-    table = _table("ID", "STATE", "IMAGE", "NAME", "CREATED", "EXPIRES")
+    rows = []
     for sandbox in Sandbox.list():
         info = sandbox.info
         if all_ or info.state not in ("terminated", "failed"):
-            moments = [f"{moment:%Y-%m-%d %H:%M:%S}" if moment else "" for moment in (info.created_at, info.expires_at)]
-            why = f" ({info.termination['reason']})" if info.termination else ""
-            table.add_row(info.id, info.state + why, info.image, info.name or "", *moments)
-    out.print(table)
+            state = info.state + (f" ({info.termination['reason']})" if info.termination else "")
+            moments = _moment(info.created_at), _moment(info.expires_at)
+            rows.append((info.id, state, info.image, info.name or "", *moments))
+    _print_table(("ID", "STATE", "IMAGE", "NAME", "CREATED", "EXPIRES"), rows)
 
 
 @app.command()
@@ -146,13 +155,11 @@ def kill(sandboxes: Annotated[list[str], typer.Argument(help="Ids of sandboxes."
 @files_app.command("ls")
 def files_ls(sandbox: SandboxArgument, path: str = "/home/user") -> None:
     """List a folder."""
-    table = _table("MODE", "SIZE", "MODIFIED", "NAME")
+    rows = []
     for info in Sandbox.connect(sandbox).files.list(path):
         name = info.name + ("/" if info.type == "dir" else f" -> {info.target}" if info.target else "")
-        table.add_row(
-            info.mode, str(info.size), f"{info.modified_at:%Y-%m-%d %H:%M:%S}" if info.modified_at else "", name
-        )
-    out.print(table)
+        rows.append((info.mode, str(info.size), _moment(info.modified_at), name))
+    _print_table(("MODE", "SIZE", "MODIFIED", "NAME"), rows)
 
 
 @files_app.command("get")
@@ -184,11 +191,7 @@ def files_rm(
 @image_app.command("ls")
 def image_ls() -> None:
     """List images."""
-    server = _server_side()
-    table = _table("NAME", "SIZE", "DIGEST", "ABOUT")
-    for row in server.image_rows():
-        table.add_row(*row)
-    out.print(table)
+    _print_table(("NAME", "SIZE", "DIGEST", "ABOUT"), _server_side().image_rows())
 
 
 @image_app.command("build")
