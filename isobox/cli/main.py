@@ -153,7 +153,9 @@ def kill(sandboxes: Annotated[list[str], typer.Argument(help="Ids of sandboxes."
 
 
 @files_app.command("ls")
-def files_ls(sandbox: SandboxArgument, path: str = "/home/user") -> None:
+def files_ls(
+    sandbox: SandboxArgument, path: Annotated[str, typer.Argument(help="A folder inside.")] = "/home/user"
+) -> None:
     """List a folder."""
     rows = []
     for info in Sandbox.connect(sandbox).files.list(path):
