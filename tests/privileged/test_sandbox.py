@@ -1,0 +1,115 @@
+"""One sandbox on the real kernel and the real runsc, without the service."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from fs.images import ImageStore
+from isolation import cgroups, mounts, runsc
+from isolation.errors import RunscError
+from isolation.guest import build
+from isolation.keeper import Keeper
+from isolation.platforms import choose_platform, works
+from isolation.sandbox import Machine, Sandbox
+from isolation.spec import Resources
+
+CACHE = Path(os.environ.get("ISOBOX_CACHE", "/var/cache/isobox"))
+ID = "sbx" + "p" * 26
+SMALL = Resources(cpu=0.5, memory_mb=128, disk_mb=32, pids=64)
+
+
+def image() -> Path:
+    store = ImageStore(CACHE / "images", init=lambda: build.binary(CACHE))
+    return store.path(store.ensure("python"))
+
+
+def on_machine(folder: Path, work: Callable[[Machine], Awaitable[None]]) -> None:
+    async def run() -> None:
+        keeper = Keeper(folder / "keeper.sock")
+        keeper.connect()
+        (folder / "run").mkdir()
+        found = await runsc.find(os.environ.get("ISOBOX_RUNSC"), CACHE)
+        try:
+            await work(Machine(found, cgroups.detect(), keeper, folder / "run"))
+        finally:
+            keeper.close()
+
+    asyncio.run(run())
+
+
+def groups() -> list[Path]:
+    return list(Path("/sys/fs/cgroup").glob(f"**/{ID}"))
+
+
+def test_the_kernel_holds_what_was_promised_and_lets_go_of_all(tmp_path: Path) -> None:
+    async def work(machine: Machine) -> None:
+        sandbox = await Sandbox.create(machine, ID, image=image(), resources=SMALL)
+        pids = sandbox.cgroup.processes()
+        assert len(pids) > 1, "the sentry and its stubs were born in the group"
+        layout = cgroups.detect()
+        if layout.unified is None:
+            assert int((layout.v1["memory"] / "isobox" / ID / "memory.limit_in_bytes").read_text()) == 160 << 20
+            assert int((layout.v1["cpu"] / "isobox" / ID / "cpu.cfs_quota_us").read_text()) == 50_000
+        else:
+            assert int((layout.unified / "isobox" / ID / "memory.max").read_text()) == 160 << 20
+        assert str(machine.folder) not in Path("/proc/self/mountinfo").read_text(), "its tmpfs is detached"
+        assert (machine.folder / ID).stat().st_mode & 0o777 == 0o700
+        await sandbox.control.pause()
+        await sandbox.control.resume()
+        assert [each.command for each in await sandbox.control.processes()] == ["init"]
+        await sandbox.destroy()
+        assert groups() == []
+        assert list(machine.folder.iterdir()) == []
+        assert not any(Path(f"/proc/{pid}/root").exists() for pid in pids)
+
+    on_machine(tmp_path, work)
+
+
+def test_a_create_that_fails_unwinds(tmp_path: Path) -> None:
+    async def work(machine: Machine) -> None:
+        (tmp_path / "no.erofs").write_bytes(b"not an image")
+        with pytest.raises(RunscError, match="image size is too small"):
+            await Sandbox.create(machine, ID, image=tmp_path / "no.erofs", resources=SMALL)
+        assert groups() == []
+        assert list(machine.folder.iterdir()) == []
+        assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+
+    on_machine(tmp_path, work)
+
+
+def test_a_create_that_is_cancelled_unwinds(tmp_path: Path) -> None:
+    async def work(machine: Machine) -> None:
+        for limit in (0.001, 0.02, 0.06, 0.1, 0.14):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit):
+                    sandbox = await Sandbox.create(machine, ID, image=image(), resources=SMALL)
+                await sandbox.destroy()
+            assert groups() == []
+            assert list(machine.folder.iterdir()) == []
+
+    on_machine(tmp_path, work)
+
+
+def test_a_platform_is_tried_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isolation.platforms.PROBE_TIMEOUT_S", 3.0)
+
+    async def work() -> None:
+        found = await runsc.find(os.environ.get("ISOBOX_RUNSC"), CACHE)
+        assert (await choose_platform(found, "auto")).platform in ("systrap", "kvm", "ptrace")
+        with pytest.raises(RunscError, match="runs no sandbox on this machine"):
+            await choose_platform(found, "no-such-platform")
+        problem = await works(found, "kvm")  # whatever it says, it says it soon and leaves nothing
+        assert problem is None or problem
+
+    asyncio.run(work())
+
+
+def test_detaching_what_is_not_mounted_is_no_error(tmp_path: Path) -> None:
+    mounts.detach(tmp_path)
+    mounts.mount_tmpfs(tmp_path, size_mb=1)
+    mounts.detach(tmp_path)
+    mounts.detach(tmp_path / "absent")
