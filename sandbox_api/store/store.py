@@ -9,7 +9,7 @@ import asyncio
 import json
 import sqlite3
 import time
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,9 +30,23 @@ create table answers (tenant text not null, key text not null, request text not 
 """
 
 
+def _columns(kind: type[SandboxRecord] | type[ExecRecord]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
+
+
+_SANDBOX_FIELDS: Final = _columns(SandboxRecord)
+_EXEC_FIELDS: Final = _columns(ExecRecord)
+
+
+def _document(record: SandboxRecord | ExecRecord) -> str:
+    # Not dataclasses.asdict: that copies deeply, and all that is wanted is text.
+    names = _SANDBOX_FIELDS if isinstance(record, SandboxRecord) else _EXEC_FIELDS
+    return json.dumps({name: getattr(record, name) for name in names})
+
+
 def _sandbox(doc: str) -> SandboxRecord:
-    fields = json.loads(doc)
-    return SandboxRecord(**(fields | {"state": State(fields["state"])}))
+    found = json.loads(doc)
+    return SandboxRecord(**(found | {"state": State(found["state"])}))
 
 
 def _exec(doc: str) -> ExecRecord:
@@ -77,7 +91,7 @@ class Store:
         """Insert or replace."""
         self._db.execute(
             "insert or replace into sandboxes values (?, ?, ?, ?, ?, ?)",
-            (record.id, record.tenant, record.created_at, record.ended_at, record.state, json.dumps(asdict(record))),
+            (record.id, record.tenant, record.created_at, record.ended_at, record.state, _document(record)),
         )
 
     async def sandbox(self, tenant: str, id_: str) -> SandboxRecord | None:
@@ -127,7 +141,7 @@ class Store:
         """Insert or replace."""
         self._db.execute(
             "insert or replace into execs values (?, ?, ?, ?, ?)",
-            (record.id, record.sandbox_id, record.created_at, record.state, json.dumps(asdict(record))),
+            (record.id, record.sandbox_id, record.created_at, record.state, _document(record)),
         )
 
     async def forget_exec(self, id_: str) -> None:
