@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import structlog
 
+from common.errors import IsoboxError
+
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
@@ -30,7 +32,11 @@ class TaskOwner:
 
     def _done(self, task: "asyncio.Task[Any]") -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, IsoboxError):  # raised on purpose, for whoever awaits it
+            _log.info("task refused", task=task.get_name(), error=str(error))
+        else:
             _log.error("task failed", task=task.get_name(), exc_info=error)
 
     async def __aenter__(self) -> "TaskOwner":
@@ -40,6 +46,11 @@ class TaskOwner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.cancel()
+
+    async def finished(self) -> None:
+        """Wait until all of them have ended by themselves."""
+        while tasks := [task for task in self._tasks if task is not asyncio.current_task()]:
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def cancel(self) -> None:
         """Cancel what still runs and wait until it has ended."""

@@ -23,6 +23,22 @@ BASES: Final = {
     "python": Base(
         ("python3", "python3-pip", "python3-venv", "git", "curl", "ca-certificates", "procps"), "python3, pip and git"
     ),
+    "data": Base(
+        (
+            "python3",
+            "python3-pip",
+            "python3-venv",
+            "python3-ipython",
+            "python3-numpy",
+            "python3-pandas",
+            "python3-matplotlib",
+            "git",
+            "curl",
+            "ca-certificates",
+            "procps",
+        ),
+        "python with IPython, numpy, pandas and matplotlib",
+    ),
     "node": Base(("nodejs", "npm", "git", "curl", "ca-certificates", "procps"), "node, npm and git"),
 }
 _UNREAD: Final = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*")

@@ -49,7 +49,11 @@ class ImageStore:
 
     def path(self, image: Image) -> Path:
         """Its EROFS file."""
-        return self._folder / f"{image.digest.removeprefix('sha256:')}.erofs"
+        return self.file(image.digest)
+
+    def file(self, digest: str) -> Path:
+        """Where the EROFS file of that digest lies, if it is still there."""
+        return self._folder / f"{digest.removeprefix('sha256:')}.erofs"
 
     def all(self) -> list[Image]:
         """What is there, by name."""

@@ -111,6 +111,10 @@ class Cgroup:
             if self._layout.unified is not None:
                 self._delegate(folder.parent)
             folder.mkdir(exist_ok=True)
+        self.limit(resources)
+
+    def limit(self, resources: Resources) -> None:
+        """Set the limits of a group that exists; IsolationError as `create`."""
         for controller, name, value, optional in plan(self._layout, resources):
             path = self._folders[controller] / name
             try:
@@ -136,10 +140,39 @@ class Cgroup:
         return found - {0}
 
     def kill(self) -> None:
-        """SIGKILL to all that is in the group now."""
+        """SIGKILL to all that is in the group now, thawed so that they notice."""
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        self.thaw()
+
+    def yield_to_others(self, yielding: bool) -> None:
+        """Take the processor only when others leave it (or, again, a fair part of it)."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._layout.unified is not None:
+                (self._folders[""] / "cpu.weight").write_text("5" if yielding else "100")
+            else:
+                (self._folders["cpu"] / "cpu.shares").write_text("51" if yielding else "1024")
+
+    @property
+    def can_freeze(self) -> bool:
+        """Whether this machine has a freezer."""
+        return self._layout.unified is not None or "freezer" in self._folders
+
+    def freeze(self) -> None:
+        """Stop every process in the group: no CPU, memory kept, clocks go on. Nothing where there is no freezer."""
+        self._set_frozen(True)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        self._set_frozen(False)
+
+    def _set_frozen(self, frozen: bool) -> None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the group has ended
+            if self._layout.unified is not None:
+                (self._folders[""] / "cgroup.freeze").write_text("1" if frozen else "0")
+            elif (folder := self._folders.get("freezer")) is not None:
+                (folder / "freezer.state").write_text("FROZEN" if frozen else "THAWED")
 
     def remove(self) -> bool:
         """Remove the group; False while something still ends in it."""

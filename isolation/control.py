@@ -6,13 +6,17 @@ Sources: runsc/boot/controller.go, runsc/boot/network.go, pkg/sentry/control/*.g
 
 import base64
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from isolation import urpc
+from isolation.errors import RunscError
 
 TESTED_RELEASES = ("20240729.0",)
 """runsc releases that this project's suite has run against."""
+
+_COPY_TIMEOUT_S: Final = 300.0
 
 
 def _mask(prefix: str) -> str:
@@ -38,6 +42,17 @@ class GuestProcess:
 
     pid: int
     command: str
+    cpu_time: str
+    """As the sentry prints it; good for comparing alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostDescriptor:
+    """A descriptor of the host's that a process inside has open."""
+
+    pid: int
+    command: str
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +62,8 @@ class Control:
     path: str
     container: str
 
-    async def _call(self, method: str, argument: object, *, timeout: float = 30.0) -> Any:
-        return await urpc.call(self.path, method, argument, timeout=timeout)
+    async def _call(self, method: str, argument: object, *, fds: Sequence[int] = (), timeout: float = 30.0) -> Any:
+        return await urpc.call(self.path, method, argument, fds=fds, timeout=timeout)
 
     async def create_loopback(self) -> None:
         """Give the network its loopback link; once, before `start_root`. Without it 127.0.0.1 cannot be bound."""
@@ -69,4 +84,52 @@ class Control:
     async def processes(self) -> list[GuestProcess]:
         """What runs inside, threads not counted."""
         rows = await self._call("containerManager.Processes", self.container, timeout=5)
-        return [GuestProcess(int(row["pid"]), str(row["cmd"])) for row in rows or []]
+        return [GuestProcess(int(row["pid"]), str(row["cmd"]), str(row.get("time"))) for row in rows or []]
+
+    async def checkpoint(self, files: Sequence[int]) -> None:
+        """Write the sandbox's state to (state, pages' index, pages), all empty; it goes on afterwards.
+
+        RunscError where the sentry refuses; the sandbox goes on then too.
+        """
+        argument = {
+            "key": None,
+            "metadata": {"compression": "none"},
+            "MemoryFileSaveOpts": {},
+            "have_pages_file": True,
+            "Resume": True,
+        }
+        await self._call("containerManager.Checkpoint", argument, fds=files, timeout=_COPY_TIMEOUT_S)
+
+    async def restore(self, files: Sequence[int]) -> None:
+        """Instead of `start_root`: go on from what `checkpoint` wrote. All connections end with it."""
+        argument = {"HavePagesFile": True, "HaveDeviceFile": False}
+        await self._call("containerManager.Restore", argument, fds=files, timeout=_COPY_TIMEOUT_S)
+
+    async def host_descriptors(self) -> list[HostDescriptor]:
+        """Host descriptors open inside; PID 1's 0 to 2 are the channel; nothing else is carried over."""
+        rows = await self._call("containerManager.ProcfsDump", None)
+        return [
+            HostDescriptor(int(row["status"]["pid"]), " ".join(row.get("args") or [])[:200], int(each["number"]))
+            for row in rows or []
+            for each in row.get("fdlist") or []
+            if str(each.get("path", "")).startswith("host:")
+        ]
+
+    async def run_as_root(self, program: str, argv: Sequence[str], *, capabilities: int) -> None:
+        """Run a program of our own inside to its end, without descriptors; RunscError if it fails."""
+        sets = ("PermittedCaps", "InheritableCaps", "EffectiveCaps", "BoundingCaps", "AmbientCaps")
+        argument = {
+            "filename": program,
+            "argv": list(argv),
+            "envv": [],
+            "wd": "/",
+            "KUID": 0,
+            "KGID": 0,
+            "Capabilities": {name: capabilities if name != "AmbientCaps" else 0 for name in sets},
+            "GuestFDs": [],
+            "ContainerID": self.container,
+        }
+        pid = await self._call("containerManager.ExecuteAsync", argument)
+        status = await self._call("containerManager.WaitPID", {"PID": pid, "CID": self.container})
+        if status != 0:
+            raise RunscError(f"{argv[0]} ended with status {status}")

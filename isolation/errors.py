@@ -5,6 +5,9 @@ IsoboxError
     ├── RunscError            runsc or its control server refused, or is not usable here
     ├── SandboxGone           the sandbox has ended
     │   └── ChannelLost       nobody kept the way into it
+    ├── CheckpointRefused     what runs inside can't be copied now; it goes on
+    ├── DiskFull              there is no room for a copy; the sandbox goes on
+    ├── SnapshotUnusable      a snapshot that does not fit this machine, or is not what was written
     ├── GuestUnresponsive     PID 1 did not answer within its bound; terminate still works
     ├── ChannelViolation      PID 1 sent what no init of ours sends; the sandbox is not trusted any further
     └── LimitReached          more at once than one sandbox may have
@@ -27,6 +30,18 @@ class SandboxGone(IsolationError):
 
 class ChannelLost(SandboxGone):
     """Nobody kept the way into the sandbox."""
+
+
+class CheckpointRefused(IsolationError):
+    """What runs inside cannot be copied now; it goes on."""
+
+
+class DiskFull(IsolationError):
+    """There is no room for a copy."""
+
+
+class SnapshotUnusable(IsolationError):
+    """A snapshot that does not fit this machine, or is not what was written."""
 
 
 class GuestUnresponsive(IsolationError):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -40,6 +41,10 @@ class ExecSpec:
     deadline: float | None = None
     overflow: Overflow = "drop"
     log_limit: int = execlog.DEFAULT_LIMIT
+    keeps_awake: bool = True
+    """Whether its sandbox stays thawed while it lives."""
+    base: tuple[int, int] = (0, 0)
+    """Bytes of stdout and stderr that were written before this log begins: of a copy, those of the original."""
 
     def request(self) -> bytes:
         """As PID 1 reads it; ValueError for a NUL or more than START_MAX bytes."""
@@ -92,6 +97,8 @@ class Exec:
         self._waiters: set[asyncio.Future[None]] = set()
         self._followers: dict[str, int] = {}
         self._consumed = 0
+        self.holds_sandbox = contextlib.ExitStack()
+        """What keeps its sandbox thawed until it is closed."""
 
     # ---- the sink
 
@@ -128,12 +135,33 @@ class Exec:
 
     def prepare_resume(self, number: int) -> GuestExec:
         """After a restart: what to give to `Link.open`."""
-        self.guest = GuestExec(number, self, received=(self.log.stdout, self.log.stderr))
+        out, err = self.spec.base
+        self.guest = GuestExec(number, self, received=(out + self.log.stdout, err + self.log.stderr))
         return self.guest
 
-    def resumed(self, link: Link) -> None:
-        """The link is open and knows this exec."""
+    @property
+    def received(self) -> tuple[int, int]:
+        """Bytes of stdout and stderr that the guest has sent so far, in its own count."""
+        assert self.guest is not None
+        out, err = self.guest.account.out
+        return out.received, err.received
+
+    def resumed(self, link: Link, sandbox: AbstractContextManager[None]) -> None:
+        """The link is open and knows this exec; `sandbox` keeps the sandbox thawed."""
         self._link = link
+        self.holds_sandbox.enter_context(sandbox)
+        if self._timed_out:  # while it was paused
+            self.signal(_SIGKILL, group=True)
+
+    def suspend(self) -> None:
+        """The sandbox is paused: wait for `resumed`."""
+        self._link = None
+        self.holds_sandbox.close()
+
+    def fail(self, error: Exception) -> None:
+        """The sandbox ended while it was paused."""
+        if self.guest is not None:
+            self.guest.fail(error)
 
     async def wait(self) -> ExecEnd:
         """Wait until the process has ended and all its output is in the log; enforces the deadline."""
@@ -196,6 +224,7 @@ class Exec:
             self._link.forget(self.guest)
         self._wake()
         self.log.close()
+        self.holds_sandbox.close()
 
     # ---- followers
 

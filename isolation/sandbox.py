@@ -15,7 +15,8 @@ import json
 import os
 import shutil
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -26,16 +27,20 @@ from isolation import mounts, runsc
 from isolation.cgroups import Cgroup, Layout, Usage
 from isolation.channel.link import GuestExec, Link
 from isolation.control import Control
-from isolation.errors import SandboxGone
+from isolation.errors import CheckpointRefused, DiskFull, GuestUnresponsive, RunscError, SandboxGone
 from isolation.keeper import Keeper
 from isolation.pidfd import Process
-from isolation.spec import Resources, oci_spec
+from isolation.spec import INIT_PATH, Resources, oci_spec
 
 _log = structlog.get_logger(__name__)
 _PIPE_SIZE: Final = 1 << 20
 _F_SETPIPE_SZ: Final = 1031
 _BOOT_TIMEOUT_S: Final = 20.0
+_PROBE_TIMEOUT_S: Final = 2.0
 _END_TIMEOUT_S: Final = 10.0
+_CHECKPOINT_ATTEMPTS: Final = 3
+_CHECKPOINT_PAUSE_S: Final = 0.1
+_CAP_SYS_ADMIN: Final = 1 << 21
 CGROUP_PARENT: Final = "isobox"
 
 
@@ -74,25 +79,52 @@ class Sandbox:
         self._link: Link | None = None
         self._violation: str | None = None
         self._destroying = False
+        self._ends: tuple[int, int] | None = None
+        self._uses = 0
+        self.frozen = False
+        self.idle_since = time.monotonic()
 
     # ---- ways in
+    #
+    #   prepare ──▶ start or restore ──▶ claim         attach ──▶ (as claimed)
+    #   runsc create  PID 1 is up          limits, keeper
 
     @classmethod
     async def create(cls, machine: Machine, id_: str, *, image: Path, resources: Resources) -> "Sandbox":
         """A new sandbox, its PID 1 up and listening. On failure nothing is left."""
-        sandbox = cls(machine, id_, resources)
-        async with AsyncExitStack() as undo:
-            undo.push_async_callback(sandbox.destroy)
-            await sandbox._boot(image)
-            undo.pop_all()
+        sandbox = await cls.prepare(machine, id_, image=image, resources=resources)
+        async with sandbox.undone_on_failure():
+            await sandbox.start()
         return sandbox
 
-    async def _boot(self, image: Path) -> None:
+    @classmethod
+    async def prepare(
+        cls, machine: Machine, id_: str, *, image: Path, resources: Resources, in_background: bool = False
+    ) -> "Sandbox":
+        """A sandbox whose sentry runs and whose PID 1 does not yet. On failure nothing is left.
+
+        With in_background it gets little of a busy processor, until it is claimed.
+        """
+        sandbox = cls(machine, id_, resources)
+        async with sandbox.undone_on_failure():
+            await sandbox._prepare(image, in_background)
+        return sandbox
+
+    @asynccontextmanager
+    async def undone_on_failure(self) -> AsyncIterator[None]:
+        """Destroy it if the block fails."""
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self.destroy)
+            yield
+            undo.pop_all()
+
+    async def _prepare(self, image: Path, in_background: bool) -> None:
         bundle, root, overlay = self.folder / "bundle", self.folder / "runsc", self.folder / "overlay"
         self.folder.mkdir(mode=0o700)
         for folder in (bundle, bundle / "root", root, overlay):
             folder.mkdir(mode=0o700)
         self.cgroup.create(self.resources)
+        self.cgroup.yield_to_others(in_background)
         spec = oci_spec(
             hostname=self.id,
             root=str(bundle / "root"),
@@ -104,12 +136,11 @@ class Sandbox:
         guest_in, to_guest = os.pipe()
         from_guest, guest_out = os.pipe()
         theirs = [guest_in, guest_out, os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)]
-        self._set_link(to_guest, from_guest)
+        self._ends = (to_guest, from_guest)
         try:
             for fd in (to_guest, from_guest):
                 with contextlib.suppress(PermissionError):  # beyond pipe-user-pages-soft: slower, no worse
                     _set_pipe_size(fd)
-            self._machine.keeper.put(self.id, (to_guest, from_guest))
             mounts.mount_tmpfs(overlay, size_mb=self.resources.disk_mb)
             created = await runsc.create(
                 self._machine.runsc,
@@ -125,11 +156,42 @@ class Sandbox:
                 os.close(fd)
             mounts.detach(overlay)
         self._adopt(Process(created.pid), created.control_path)
+        await self.control.create_loopback()
+
+    async def start(self) -> None:
+        """Start PID 1."""
+        await self.control.start_root()
+        await self._open([])
+
+    async def restore(self, files: Sequence[int], execs: list[GuestExec]) -> set[int]:
+        """Go on from a checkpoint instead of starting; returns the numbers of execs that it does not hold.
+
+        The copy differs from its original: its name is its own. A failure leaves it alive but useless: destroy it.
+        """
+        await self.control.restore(files)
+        naming = self.control.run_as_root(INIT_PATH, ["isobox-hostname", self.id], capabilities=_CAP_SYS_ADMIN)
+        try:
+            missing, _ = await asyncio.gather(self._open(execs), naming)
+        except BaseException:
+            if self._link is not None:
+                self._link.detach(set(execs))
+            raise
+        return missing
+
+    async def _open(self, execs: list[GuestExec]) -> set[int]:
+        assert self._ends is not None
+        self._set_link(*self._ends)
+        return await self.link.open(execs, timeout=_BOOT_TIMEOUT_S)
+
+    def claim(self, resources: Resources) -> None:
+        """From now on it is somebody's: with these limits, known to the keeper, for the next server to take over."""
+        assert self._ends is not None
+        self.cgroup.limit(resources)
+        self.cgroup.yield_to_others(False)
+        self.resources = resources
+        self._machine.keeper.put(self.id, self._ends)
         self._write_record()
-        control = self.control
-        await control.create_loopback()
-        await control.start_root()
-        await self.link.open([], timeout=_BOOT_TIMEOUT_S)
+        self.thaw()
 
     @classmethod
     async def attach(
@@ -141,6 +203,7 @@ class Sandbox:
         (the descriptors are closed then), GuestUnresponsive if it does not answer.
         """
         sandbox = cls(machine, id_, resources)
+        sandbox._ends = fds
         sandbox._set_link(*fds)
         try:
             record = json.loads((sandbox.folder / "sandbox.json").read_text())
@@ -149,8 +212,22 @@ class Sandbox:
             sandbox.link.close()
             raise SandboxGone("it ended while no server ran") from error
         sandbox._adopt(process, record["control_path"])
-        missing = await sandbox.link.open(execs, timeout=_BOOT_TIMEOUT_S)
-        return sandbox, missing
+        sandbox.cgroup.thaw()
+        try:
+            return sandbox, await sandbox._reopen(execs, paused=bool(record.get("paused")))
+        except BaseException:
+            sandbox.link.detach(set(execs))
+            sandbox.release()
+            raise
+
+    async def _reopen(self, execs: list[GuestExec], *, paused: bool) -> set[int]:
+        if paused:
+            # Its server died at a checkpoint. To unpause what was not paused would kill it: see whether it answers.
+            try:
+                return await self.link.open(execs, timeout=_PROBE_TIMEOUT_S)
+            except GuestUnresponsive:
+                await self.unpause()
+        return await self.link.open(execs, timeout=_BOOT_TIMEOUT_S)
 
     def _set_link(self, to_guest: int, from_guest: int) -> None:
         self._link = Link(to_guest, from_guest, lost=self._link_lost)
@@ -159,9 +236,10 @@ class Sandbox:
         self._process = process
         self._control = Control(control_path, self.id)
 
-    def _write_record(self) -> None:
+    def _write_record(self, *, paused: bool = False) -> None:
         assert self._process is not None
         record = {
+            "paused": paused,
             "pid": self._process.pid,
             "start_time": self._process.start_time,
             "control_path": self.control.path,
@@ -210,17 +288,108 @@ class Sandbox:
         """The counters of its control group."""
         return self.cgroup.usage()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its sentry runs, as far as the kernel knows."""
+        return self._process is not None and not self._process.ended
+
+    # ---- frozen while nobody uses it
+
+    @property
+    def used(self) -> bool:
+        """Whether somebody holds it thawed."""
+        return self._uses > 0
+
+    def begin_use(self) -> None:
+        """Thaw it and keep it so until `end_use`."""
+        self._uses += 1
+        self.thaw()
+
+    def end_use(self) -> None:
+        """The other end of `begin_use`."""
+        self._uses -= 1
+        self.idle_since = time.monotonic()
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Both, around a block."""
+        self.begin_use()
+        try:
+            yield
+        finally:
+            self.end_use()
+
+    def freeze(self) -> None:
+        """Stop it where it stands: no CPU, no loss; whoever uses it thaws it."""
+        if not self.frozen and self.cgroup.can_freeze:
+            self.frozen = True
+            self.cgroup.freeze()
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        if self.frozen:
+            self.frozen = False
+            self.cgroup.thaw()
+
+    # ---- copies
+
+    async def pause(self) -> None:
+        """Stop every task inside, so that nothing happens after the checkpoint that follows."""
+        self._write_record(paused=True)  # before the deed: a later server looks whether it was done
+        await self.control.pause()
+
+    async def unpause(self) -> None:
+        """Let them go on."""
+        await self.control.resume()
+        self._write_record()
+
+    async def checkpoint(self, files: Callable[[], Sequence[int]]) -> None:
+        """Write its state into fresh files; it goes on afterwards, or stays paused if it was.
+
+        CheckpointRefused with what stands in the way, after some attempts: the sandbox is as before.
+        """
+        foreign = [
+            each for each in await self.control.host_descriptors() if each.pid != 1 or each.number not in (0, 1, 2)
+        ]
+        if foreign:
+            names = ", ".join(sorted({f"{each.command} (pid {each.pid})" for each in foreign})[:5])
+            raise CheckpointRefused(
+                f"processes with descriptors of the host are in the way: {names}", hint="end them, then try again"
+            )
+        for attempt in range(_CHECKPOINT_ATTEMPTS):
+            try:
+                await self.control.checkpoint(files())
+                return
+            except RunscError as error:
+                refusal = error
+            if "no space left" in refusal.detail:
+                raise DiskFull("the disk is full", hint="delete snapshots, or give the state directory more room")
+            if attempt < _CHECKPOINT_ATTEMPTS - 1:
+                await asyncio.sleep(_CHECKPOINT_PAUSE_S)
+        inside = ", ".join(sorted({each.command for each in await self.control.processes() if each.pid != 1})[:10])
+        raise CheckpointRefused(
+            f"runsc refused the checkpoint: {refusal.detail}; running inside: {inside or 'nothing'}",
+            hint="close its network connections or end what runs, then try again",
+        )
+
     # ---- the ways out
 
     def release(self) -> None:
         """Let go of it without ending it: the next server takes it over."""
         self._destroying = True
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        self._close_ends()
         if self._process is not None:
             self._process.close()
             self._process = None
+
+    def _close_ends(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        elif self._ends is not None:  # never opened
+            for fd in self._ends:
+                os.close(fd)
+        self._ends = None
 
     async def destroy(self) -> Usage:
         """End it and remove every trace; never asks the guest. Returns what it had used. Idempotent."""
@@ -228,13 +397,12 @@ class Sandbox:
         usage = self.cgroup.usage()
         if self._process is not None:
             self._process.kill()
+            self.cgroup.thaw()  # version 1's freezer holds even SIGKILL back
             async with asyncio.timeout(_END_TIMEOUT_S):
                 await self._process.wait()
             self._process.close()
             self._process = None
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        self._close_ends()
         await self.clean_up(self._machine, self.id)
         return usage
 
@@ -268,5 +436,4 @@ def post_mortem(machine: Machine, id_: str, resources: Resources) -> End:
 
 
 def _set_pipe_size(fd: int) -> None:
-
     fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_SIZE)

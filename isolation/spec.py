@@ -54,6 +54,10 @@ class Resources:
         return int(self.pids * 2.5) * 2 + 256
 
 
+DEFAULT: Final = Resources(cpu=2.0, memory_mb=1024, disk_mb=1024, pids=512)
+"""What a sandbox gets that asks for nothing."""
+
+
 def oci_spec(*, hostname: str, root: str, image: str, overlay: str, resources: Resources) -> dict[str, Any]:
     """The spec of one sandbox.
 

@@ -19,9 +19,14 @@ from sandbox_api.gate import Gate
 from sandbox_api.host.local import LocalHost
 from sandbox_api.metrics import Metrics
 from sandbox_api.problems import Problem, from_error, invalid
-from sandbox_api.routes import execs, files, sandboxes, streams, system
+from sandbox_api.routes import contexts as context_routes
+from sandbox_api.routes import execs, files, sandboxes, snapshots, streams, system
 from sandbox_api.routes.context import Services
+from sandbox_api.services.contexts import ContextService
+from sandbox_api.services.copies import CopyService
 from sandbox_api.services.execs import ExecService
+from sandbox_api.services.life import Life
+from sandbox_api.services.parking import Parking
 from sandbox_api.services.registry import Registry
 from sandbox_api.services.sandboxes import SandboxService
 from sandbox_api.settings import Settings, SettingsError
@@ -58,12 +63,18 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
         tasks = await stack.enter_async_context(TaskOwner())
         registry = Registry(store)
         exec_service = ExecService(settings, host, registry, tasks, metrics)
-        sandbox_service = SandboxService(settings, host, registry, exec_service, tasks, metrics)
+        life = Life(registry, metrics)
+        parking = Parking(settings, host, registry, life, exec_service, tasks)
+        contexts = ContextService(settings, host, registry, exec_service, tasks)
+        sandbox_service = SandboxService(settings, host, registry, life, exec_service, parking, contexts, tasks)
+        copies = CopyService(settings, host, registry, life, exec_service, contexts, sandbox_service, tasks)
         await sandbox_service.recover()
+        await host.begin()
         tasks.spawn(sandbox_service.watch_ends(), name="ends")
         tasks.spawn(sandbox_service.watch_clock(), name="clock")
+        tasks.spawn(copies.watch_expiry(), name="expiry")
         tasks.spawn(sandbox_service.watch_retention(), name="retention")
-        yield Services(host, registry, sandbox_service, exec_service, metrics)
+        yield Services(host, registry, sandbox_service, parking, copies, contexts, exec_service, metrics)
 
 
 def make_app(settings: Settings, store: Store) -> FastAPI:
@@ -86,7 +97,15 @@ def make_app(settings: Settings, store: Store) -> FastAPI:
         redirect_slashes=False,
         separate_input_output_schemas=False,
     )
-    for router in (sandboxes.router, execs.router, streams.router, files.router, system.router):
+    for router in (
+        sandboxes.router,
+        snapshots.router,
+        execs.router,
+        context_routes.router,
+        streams.router,
+        files.router,
+        system.router,
+    ):
         app.include_router(router)
     app.add_exception_handler(IsoboxError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -2,6 +2,9 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from sandbox_api.host.interface import ShelfFacts
+
+_SHELF = ["image", "memory_mb", "kind"]
 _BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60)
 
 
@@ -21,6 +24,27 @@ class Metrics:
             "isobox_exec_seconds", "Run time of execs.", buckets=_BUCKETS, registry=self.registry
         )
         self.requests = Counter("isobox_http_requests", "Answers given.", ["status"], registry=self.registry)
+
+        self.pool_ready = Gauge("isobox_pool_ready", "Sandboxes that wait.", _SHELF, registry=self.registry)
+        self.pool_age = Gauge("isobox_pool_oldest_seconds", "Age of the oldest.", _SHELF, registry=self.registry)
+        self.pool_claims = Gauge(
+            "isobox_pool_claims",
+            "Claims since the start, by whether one was ready.",
+            [*_SHELF, "found"],
+            registry=self.registry,
+        )
+
+    def tell_pool(self, shelves: list[ShelfFacts]) -> None:
+        """Bring the pool's gauges up to date; shelves that are gone disappear."""
+        for gauge in (self.pool_ready, self.pool_age, self.pool_claims):
+            gauge.clear()
+        for each in shelves:
+            shape = each.shape
+            labels = (shape.image.stem[:12], str(shape.memory_mb), "started" if shape.started else "created")
+            self.pool_ready.labels(*labels).set(each.ready)
+            self.pool_age.labels(*labels).set(each.age_s)
+            self.pool_claims.labels(*labels, "hit").set(each.hits)
+            self.pool_claims.labels(*labels, "miss").set(each.misses)
 
     def text(self) -> bytes:
         """In the exposition format."""

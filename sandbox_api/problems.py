@@ -6,7 +6,16 @@ from typing import Final
 
 from common.errors import IsoboxError
 from fs.errors import ImageError, ImageInvalid, UnknownImage
-from isolation.errors import ChannelViolation, GuestUnresponsive, LimitReached, RunscError, SandboxGone
+from isolation.errors import (
+    ChannelViolation,
+    CheckpointRefused,
+    DiskFull,
+    GuestUnresponsive,
+    LimitReached,
+    RunscError,
+    SandboxGone,
+    SnapshotUnusable,
+)
 from isolation.files import FileFailed
 
 TYPE_PREFIX: Final = "urn:isobox:problem:"
@@ -91,6 +100,9 @@ _ERRORS: Final[Mapping[type[IsoboxError], tuple[int, str, bool]]] = {
     ImageInvalid: (422, "image_invalid", False),
     ImageError: (500, "image_failed", True),
     SandboxGone: (409, "sandbox_ended", False),
+    CheckpointRefused: (409, "checkpoint_refused", True),
+    DiskFull: (507, "disk_full", True),
+    SnapshotUnusable: (409, "snapshot_unusable", False),
     GuestUnresponsive: (504, "guest_unresponsive", True),
     LimitReached: (429, "too_many_execs", True),
     ChannelViolation: (409, "sandbox_ended", False),

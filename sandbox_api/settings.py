@@ -1,5 +1,6 @@
 """The operator's settings: from the environment, checked once."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -27,6 +28,12 @@ class Settings:
     log_limit_mb: int = 256
     retain_s: float = 3600.0
     max_sandboxes: int = 200
+    pool_image: str = "python"
+    pool_floor: int = 2
+    pool_ceiling: int = 8
+    freeze_after_s: float = 2.0
+    park_after_s: float = 600.0
+    snapshot_quota_mb: int = 20480
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, **given: str | None) -> "Settings":
@@ -64,6 +71,19 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError("expected a whole number")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError("expected a number of seconds above 0")
+    return value
+
+
 def _platform(text: str) -> str:
     if text not in ("auto", "systrap", "kvm", "ptrace"):
         raise ValueError("expected auto, systrap, kvm or ptrace")
@@ -79,5 +99,11 @@ _PARSERS: dict[str, Callable[[str], dict[str, object]]] = {
     "allow_root": lambda text: {"allow_root": _flag(text)},
     "log_limit_mb": lambda text: {"log_limit_mb": _positive(text)},
     "retain_s": lambda text: {"retain_s": float(_positive(text))},
+    "pool_image": lambda text: {"pool_image": text},
+    "pool_floor": lambda text: {"pool_floor": _count(text)},
+    "pool_ceiling": lambda text: {"pool_ceiling": _count(text)},
+    "freeze_after_s": lambda text: {"freeze_after_s": _seconds(text)},
+    "park_after_s": lambda text: {"park_after_s": _seconds(text)},
+    "snapshot_quota_mb": lambda text: {"snapshot_quota_mb": _positive(text)},
     "max_sandboxes": lambda text: {"max_sandboxes": _positive(text)},
 }

@@ -10,7 +10,8 @@ import contextlib
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol, TypeVar
 
 from isolation.channel.frames import (
@@ -111,6 +112,9 @@ class Link:
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._pongs: dict[int, asyncio.Future[None]] = {}
         self._pings = 0
+        self._silence = asyncio.Lock()
+        self._allowed: int | None = None
+        """How many queued frames may still be sent; None: all."""
         self._next = 1
         os.set_blocking(to_guest, False)
         os.set_blocking(from_guest, False)
@@ -145,6 +149,26 @@ class Link:
                 hint="it may be starved or out of memory; terminate it if this goes on",
             ) from None
 
+    def detach(self, execs: set[GuestExec]) -> None:
+        """Let go of the descriptors and of these execs, which wait for another link; the others fail."""
+        self._execs = {number: each for number, each in self._execs.items() if each not in execs}
+        self._end(SandboxGone("the sandbox is paused"))
+
+    @asynccontextmanager
+    async def quiet(self, *, timeout: float) -> AsyncIterator[None]:
+        """Inside, PID 1 has obeyed all that was sent and nothing more is sent: a checkpoint cuts no frame of ours."""
+        await self._silence.acquire()
+        try:
+            answered = self._ask()
+            self._allowed = len(self._queue)
+            await self._bounded(answered, timeout, "answer")
+            yield
+        finally:
+            self._allowed = None
+            self._silence.release()
+            if self._error is None and self._queue and not self._writing:
+                self._write()
+
     def close(self) -> None:
         """Let go of the descriptors; PID 1 does not notice, the keeper has copies."""
         self._end(SandboxGone("the link was closed"))
@@ -161,7 +185,7 @@ class Link:
         self._drained.set()
         for each in list(self._execs.values()):
             each.fail(error)
-        for future in (self._ready, *self._pongs.values()):
+        for future in (self._ready, *list(self._pongs.values())):
             if not future.done():
                 future.set_exception(error)
                 _seen(future)
@@ -177,11 +201,13 @@ class Link:
         if self._error is not None:
             raise self._error
         self._queue.extend(frames)
+        if len(self._queue) > _QUEUE_HIGH:
+            self._drained.clear()
         if not self._writing:
             self._write()
 
     def _write(self) -> None:
-        while self._queue:
+        while self._queue and self._allowed != 0:
             try:
                 # One frame a write: a pipe takes so little whole or not at all, so that no crash of ours tears one.
                 os.write(self._to_guest, self._queue[0])
@@ -189,14 +215,15 @@ class Link:
                 if not self._writing:
                     self._writing = True
                     self._loop.add_writer(self._to_guest, self._write)
-                if len(self._queue) > _QUEUE_HIGH:
-                    self._drained.clear()
                 return
             except OSError:
                 self._fail(SandboxGone("the sandbox has ended"))
                 return
             self._queue.popleft()
-        self._drained.set()
+            if self._allowed is not None:
+                self._allowed -= 1
+        if len(self._queue) <= _QUEUE_HIGH:
+            self._drained.set()
         if self._writing:
             self._writing = False
             self._loop.remove_writer(self._to_guest)
@@ -283,13 +310,15 @@ class Link:
 
     async def ping(self, *, timeout: float) -> None:
         """Whether PID 1 answers; GuestUnresponsive if not."""
-        self._pings = self._pings % 0xFFFFFFFF + 1
-        pong = self._pongs[self._pings] = self._loop.create_future()
-        self._send(encode(ToGuest.PING, aux=self._pings))
-        try:
-            await self._bounded(pong, timeout, "answer")
-        finally:
-            self._pongs = {number: each for number, each in self._pongs.items() if each is not pong}
+        await self._bounded(self._ask(), timeout, "answer")
+
+    def _ask(self) -> "asyncio.Future[None]":
+        """Send a PING; what is returned resolves with its PONG."""
+        self._pings = number = self._pings % 0xFFFFFFFF + 1
+        pong = self._pongs[number] = self._loop.create_future()
+        pong.add_done_callback(lambda _: self._pongs.pop(number, None))
+        self._send(encode(ToGuest.PING, aux=number))
+        return pong
 
     # ---- what we hear
 
@@ -320,7 +349,7 @@ class Link:
             return
         if frame.type == FromGuest.PONG:
             # An answer stands for every question before it.
-            for number, pong in self._pongs.items():
+            for number, pong in list(self._pongs.items()):
                 if number <= frame.aux and not pong.done():
                     pong.set_result(None)
             return

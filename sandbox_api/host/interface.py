@@ -15,7 +15,9 @@ from isolation.execs import ExecEnd as ExecEnd
 from isolation.execs import ExecSpec as ExecSpec
 from isolation.execs import Terminal as Terminal
 from isolation.files import Entry as Entry
+from isolation.pool import ShelfFacts as ShelfFacts
 from isolation.sandbox import End as End
+from isolation.spec import DEFAULT as DEFAULT
 from isolation.spec import Resources as Resources
 
 
@@ -28,6 +30,16 @@ class ImageFacts:
     digest: str
     size: int
     created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class CopyFacts:
+    """A copy of a running sandbox: its name, digest and bytes, and how far each exec had come (stdout, stderr)."""
+
+    name: str
+    digest: str
+    size: int
+    offsets: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,9 @@ class Host(Protocol):
     async def start(self) -> None:
         """Get ready."""
 
+    async def begin(self) -> None:
+        """Begin what works in the background; what an earlier server left has been taken over by now."""
+
     async def stop(self) -> None:
         """Let go of everything; what runs goes on."""
 
@@ -58,8 +73,14 @@ class Host(Protocol):
 
     # ---- sandboxes
 
+    def claim_sandbox(self, image: str, resources: Resources) -> str | None:
+        """Take a ready sandbox out of the pool: its id, or None where there is none that fits."""
+
     async def create_sandbox(self, id_: str, image: str, resources: Resources) -> None:
         """Start a sandbox from the image of that name."""
+
+    def shelves(self) -> list[ShelfFacts]:
+        """What the pool holds."""
 
     async def recover_sandbox(self, id_: str, resources: Resources, execs: list[KnownExec]) -> set[str]:
         """Take over a sandbox of an earlier server; returns the execs that never began.
@@ -79,11 +100,45 @@ class Host(Protocol):
     async def next_end(self) -> tuple[str, End]:
         """The next sandbox that ends by itself."""
 
-    async def pause(self, id_: str) -> None:
-        """Stop every process in it."""
+    # ---- copies: `isolation.errors.CheckpointRefused`, `SnapshotUnusable`, OSError where the disk is full
 
-    async def resume(self, id_: str) -> None:
-        """Let them go on."""
+    async def copy_sandbox(self, id_: str, name: str, *, keep: bool) -> CopyFacts:
+        """Copy a running sandbox, which goes on. With keep the copy lies on disk and outlives the server."""
+
+    async def drop_copy(self, name: str) -> None:
+        """Delete a copy; no error if it is gone."""
+
+    async def reclaim_copies(self, keep: set[str]) -> None:
+        """Delete all kept copies but these."""
+
+    async def prepare_sandbox(self, image_digest: str, resources: Resources) -> str:
+        """A sandbox that waits for `restore_sandbox`: its id. `destroy_sandbox` gives it back."""
+
+    async def restore_sandbox(
+        self, id_: str, copy: CopyFacts, image_digest: str, resources: Resources, execs: list[KnownExec]
+    ) -> set[str]:
+        """Let a copy run as the sandbox of that id, prepared or not; returns the execs that it does not hold."""
+
+    async def pause_sandbox(self, id_: str) -> CopyFacts:
+        """Copy it and stop it there: nothing happens inside from now on, until `park_sandbox` or `unpause_sandbox`."""
+
+    async def unpause_sandbox(self, id_: str) -> None:
+        """Let it go on after all."""
+
+    async def park_sandbox(self, id_: str) -> None:
+        """End what `pause_sandbox` stopped: its copy is all that is left; its execs wait for `restore_sandbox`."""
+
+    def recover_parked(self, id_: str, execs: list[KnownExec]) -> bool:
+        """After a restart, for a sandbox that was parked. True if it runs all the same: use `recover_sandbox`."""
+
+    def hold(self, id_: str) -> None:
+        """Somebody works in it: it stays thawed until as many `let_go` have followed."""
+
+    def let_go(self, id_: str) -> None:
+        """The other end of `hold`."""
+
+    def is_idle(self, id_: str) -> bool:
+        """Whether nobody uses it and nothing in it works: it is frozen."""
 
     def usage(self, id_: str) -> Usage:
         """What it uses now."""

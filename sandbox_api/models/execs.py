@@ -3,7 +3,7 @@
 import shlex
 import signal
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
@@ -98,7 +98,10 @@ class ExecError(BaseModel):
 
 
 class Exec(BaseModel):
-    """An exec as it stands; stdout and stderr keep head and tail within the request's budget."""
+    """An exec as it stands; stdout and stderr keep head and tail within the request's budget.
+
+    A run in a context is one too: `results` are what it showed, each {mime: value}, bytes as base64.
+    """
 
     id: str
     sandbox_id: str
@@ -116,6 +119,9 @@ class Exec(BaseModel):
     stderr_bytes: int = 0
     truncated: Truncation | None = None
     error: ExecError | None = None
+    forked_from: str | None = None
+    context: str | None = None
+    results: list[dict[str, Any]] = []
 
 
 class ExecPage(Page):

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sandbox_api.host.interface import DEFAULT
 from sandbox_api.lifecycle import Reason, State
 from sandbox_api.models.common import Command, Environment, Label, LabelName, Page, Seconds, Strict, Text, UserName
 
@@ -12,14 +13,14 @@ from sandbox_api.models.common import Command, Environment, Label, LabelName, Pa
 class Resources(Strict):
     """cpu in cores; memory_mb and disk_mb in MiB; pids: processes and threads of one user inside."""
 
-    cpu: Annotated[float, Field(gt=0, le=256, allow_inf_nan=False)] = 2.0
-    memory_mb: Annotated[int, Field(ge=64, le=1 << 20)] = 1024
-    disk_mb: Annotated[int, Field(ge=16, le=1 << 20)] = 1024
-    pids: Annotated[int, Field(ge=16, le=32768)] = 512
+    cpu: Annotated[float, Field(gt=0, le=256, allow_inf_nan=False)] = DEFAULT.cpu
+    memory_mb: Annotated[int, Field(ge=64, le=1 << 20)] = DEFAULT.memory_mb
+    disk_mb: Annotated[int, Field(ge=16, le=1 << 20)] = DEFAULT.disk_mb
+    pids: Annotated[int, Field(ge=16, le=32768)] = DEFAULT.pids
 
 
 class CreateSandbox(Strict):
-    """A new sandbox; with `command` it is a job that ends with that command."""
+    """A new sandbox; with `command` it is a job that ends with that command, with `snapshot` it goes on from there."""
 
     image: Annotated[Text, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")] = "python"
     command: Command | None = None
@@ -30,7 +31,9 @@ class CreateSandbox(Strict):
     user: UserName = "user"
     timeout_s: Seconds = 300.0
     idle_timeout_s: Seconds | None = None
+    park_after_s: Seconds | None = None
     resources: Resources = Resources()
+    snapshot: Annotated[str, Field(pattern=r"^snp[a-z2-7]{26}$")] | None = None
 
 
 class PatchSandbox(Strict):
@@ -39,6 +42,7 @@ class PatchSandbox(Strict):
     labels: Annotated[dict[LabelName, Label], Field(max_length=64)] | None = None
     timeout_s: Seconds | None = None
     idle_timeout_s: Seconds | None = None
+    park_after_s: Seconds | None = None
 
 
 class Termination(BaseModel):
@@ -65,9 +69,12 @@ class Sandbox(BaseModel):
     ended_at: datetime | None
     expires_at: datetime | None
     idle_timeout_s: float | None
+    park_after_s: float | None
+    paused_by: Literal["request", "idle"] | None
     resources: Resources
     network: dict[Literal["default"], Literal["deny"]] = {"default": "deny"}
-    parent: str | None = None
+    parent: str | None
+    snapshot: str | None
     main: str | None
     termination: Termination | None
 

@@ -11,7 +11,10 @@ from sandbox_api.host.interface import Host
 from sandbox_api.metrics import Metrics
 from sandbox_api.models.common import ProblemDocument
 from sandbox_api.problems import not_found
+from sandbox_api.services.contexts import ContextService
+from sandbox_api.services.copies import CopyService
 from sandbox_api.services.execs import ExecService
+from sandbox_api.services.parking import Parking
 from sandbox_api.services.registry import Registry
 from sandbox_api.services.sandboxes import SandboxService
 
@@ -23,6 +26,9 @@ class Services:
     host: Host
     registry: Registry
     sandboxes: SandboxService
+    parking: Parking
+    copies: CopyService
+    contexts: ContextService
     execs: ExecService
     metrics: Metrics
 
@@ -51,10 +57,17 @@ async def _exec_id(exec_id: Annotated[str, Path(max_length=64)]) -> str:
     return exec_id
 
 
+async def _snapshot_id(snapshot_id: Annotated[str, Path(max_length=64)]) -> str:
+    if not is_id(snapshot_id, "snp"):
+        raise not_found("snapshot")
+    return snapshot_id
+
+
 Use = Annotated[Services, Depends(_services)]
 Tenant = Annotated[str, Depends(_tenant)]
 SandboxId = Annotated[str, Depends(_sandbox_id)]
 ExecId = Annotated[str, Depends(_exec_id)]
+SnapshotId = Annotated[str, Depends(_snapshot_id)]
 
 _PROBLEM: dict[str, Any] = {"model": ProblemDocument, "content": {"application/problem+json": {}}}
 

@@ -59,7 +59,10 @@ async def signal(use: Use, tenant: Tenant, sandbox_id: SandboxId, exec_id: ExecI
     """Send a signal to the process, with group (the default) to all that it started."""
     await use.registry.usable(tenant, sandbox_id)
     record = await use.execs.get(tenant, sandbox_id, exec_id)
-    await use.execs.signal(record, int(request.signal), group=request.group)
+    if record.role == "run":
+        await use.contexts.signal(record, int(request.signal))
+    else:
+        await use.execs.signal(record, int(request.signal), group=request.group)
 
 
 @router.post("/execs/{exec_id}/stdin", responses=problems(409))

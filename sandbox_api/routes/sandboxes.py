@@ -13,9 +13,11 @@ from sandbox_api.services.sandboxes import describe
 router = APIRouter(prefix="/v1/sandboxes", tags=["sandboxes"])
 
 
-@router.post("", status_code=201, responses=problems(403, 429, 500))
+@router.post("", status_code=201, responses=problems(403, 409, 429, 500, 507))
 async def create(use: Use, tenant: Tenant, request: CreateSandbox) -> Sandbox:
     """Create a sandbox; it runs when this answers."""
+    if request.snapshot is not None:
+        return describe(await use.copies.create_from(tenant, request))
     return describe(await use.sandboxes.create(tenant, request))
 
 
@@ -57,16 +59,16 @@ async def terminate(use: Use, tenant: Tenant, sandbox_id: SandboxId) -> Sandbox:
     return describe(await use.sandboxes.terminate(tenant, sandbox_id))
 
 
-@router.post("/{sandbox_id}/pause", responses=problems(409))
+@router.post("/{sandbox_id}/pause", responses=problems(409, 507))
 async def pause(use: Use, tenant: Tenant, sandbox_id: SandboxId) -> Sandbox:
-    """Stop every process in it."""
-    return describe(await use.sandboxes.pause(tenant, sandbox_id))
+    """Copy it to disk and free its memory: it goes on from there at a resume, execs and all."""
+    return describe(await use.parking.pause(tenant, sandbox_id))
 
 
 @router.post("/{sandbox_id}/resume", responses=problems(409))
 async def resume(use: Use, tenant: Tenant, sandbox_id: SandboxId) -> Sandbox:
-    """Let its processes go on."""
-    return describe(await use.sandboxes.resume(tenant, sandbox_id))
+    """Let it go on where it was paused."""
+    return describe(await use.parking.resume(tenant, sandbox_id))
 
 
 @router.get("/{sandbox_id}/wait", responses=problems())

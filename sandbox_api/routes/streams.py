@@ -110,7 +110,10 @@ class _Session:
             except (ValueError, AttributeError, TypeError) as error:
                 raise wire.ClientFrameError(str(error)) from None
             with contextlib.suppress(Problem):  # it has just ended: the exit is on its way
-                await self._use.execs.signal(record, number, group=frame["group"])
+                if record.role == "run":
+                    await self._use.contexts.signal(record, number)
+                else:
+                    await self._use.execs.signal(record, number, group=frame["group"])
         elif record.pty:
             self._use.execs.resize(record, frame["rows"], frame["cols"])
         else:

@@ -1,11 +1,13 @@
 """Running things in a sandbox and telling what became of them."""
 
+import base64
 import contextlib
 import errno
 import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, Final, Literal
 
 from common.ids import new_id
 from common.tasks import TaskOwner
@@ -21,9 +23,12 @@ from sandbox_api.models.common import time_of
 from sandbox_api.models.execs import Exec, ExecError, ExecRequest, Omission, Outcome, Truncation
 from sandbox_api.output.follow import clip, follow
 from sandbox_api.problems import Problem, invalid, not_found
+from sandbox_api.services.openlog import OpenLog
 from sandbox_api.services.registry import Live, Registry
 from sandbox_api.settings import Settings
 from sandbox_api.store.records import ExecRecord, SandboxRecord
+
+_RESULTS_MAX: Final = 32 << 20
 
 
 class ExecService:
@@ -36,6 +41,7 @@ class ExecService:
         self._store = registry.store
         self._tasks = tasks
         self._metrics = metrics
+        self._logs: dict[str, OpenLog] = {}
 
     # ---- starting
 
@@ -52,7 +58,18 @@ class ExecService:
             raise Problem(409, "exec_id_taken", "this exec_id is in use", hint="choose a fresh random exec_id")
         return known
 
-    async def start_in(self, live: Live, request: ExecRequest) -> ExecRecord:
+    async def known_by_id(self, live: Live, exec_id: str) -> ExecRecord | None:
+        """The sandbox's exec of an id that a client chose, if there is one; 409 if another sandbox has it."""
+        return await self._known(live, exec_id)
+
+    async def start_in(
+        self,
+        live: Live,
+        request: ExecRequest,
+        *,
+        role: Literal["exec", "context"] = "exec",
+        title: str | None = None,
+    ) -> ExecRecord:
         """Start it in this sandbox; a program that is not there is an exec that ended, not a refusal."""
         now = time.time()
         record = ExecRecord(
@@ -60,7 +77,8 @@ class ExecService:
             sandbox_id=live.record.id,
             number=self._host.reserve_exec(live.record.id),
             argv=request.command,
-            title=request.title,
+            title=title or request.title,
+            role=role,
             state="starting",
             created_at=now,
             deadline=None if request.timeout_s is None else now + request.timeout_s,
@@ -88,7 +106,10 @@ class ExecService:
         return record
 
     def _note_start(self, record: ExecRecord) -> None:
-        payload = json.dumps({"exec_id": record.id, "argv": record.argv}).encode()
+        said: dict[str, object] = {"exec_id": record.id, "argv": record.argv}
+        if record.forked_from is not None:
+            said["forked_from"] = record.forked_from
+        payload = json.dumps(said).encode()
         self._host.append(record.sandbox_id, record.id, EventType.STARTED, payload)
 
     def _spec(self, sandbox: SandboxRecord, request: ExecRequest, record: ExecRecord) -> ExecSpec:
@@ -107,6 +128,7 @@ class ExecService:
             deadline=record.deadline,
             overflow=record.overflow,
             log_limit=self._settings.log_limit_mb << 20,
+            keeps_awake=record.role != "context",
         )
         try:
             spec.request()
@@ -192,6 +214,8 @@ class ExecService:
             deadline=record.deadline,
             overflow=record.overflow,
             log_limit=self._settings.log_limit_mb << 20,
+            base=(record.base[0], record.base[1]),
+            keeps_awake=record.role != "context",
         )
         return KnownExec(record.id, record.number, spec)
 
@@ -210,6 +234,25 @@ class ExecService:
             if EventType.STARTED not in events:
                 self._note_start(record)
             await self._store.save_exec(record)
+        self._tasks.spawn(self._finish(live, record), name=f"exec {record.id}")
+
+    def seed_log(self, record: ExecRecord) -> None:
+        """Begin the log of a copy with what its original had of a frame that was cut."""
+        if any(record.rest):
+            path = self.log_path(record)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            log = LogWriter(path, limit=self._settings.log_limit_mb << 20)
+            for type_, text in zip((EventType.STDOUT, EventType.STDERR), record.rest, strict=True):
+                if text:
+                    log.append(type_, base64.b64decode(text))
+            log.close()
+
+    async def adopted(self, live: Live, record: ExecRecord) -> None:
+        """A copy's exec, which goes on: from now on it is one of this sandbox's."""
+        live.execs[record.id] = record
+        record.started_at = time.time()
+        self._note_start(record)
+        await self._store.save_exec(record)
         self._tasks.spawn(self._finish(live, record), name=f"exec {record.id}")
 
     async def settle(self, record: ExecRecord, ending: bytes) -> None:
@@ -272,9 +315,35 @@ class ExecService:
         sandbox, id_ = record.sandbox_id, record.id
 
         async def changed(seq: int, follower: str) -> None:
-            await self._host.log_changed(sandbox, id_, seq, follower)
+            if (ours := self._logs.get(id_)) is not None:
+                await ours.changed(seq)
+            else:
+                await self._host.log_changed(sandbox, id_, seq, follower)
 
         return follow(self.log_path(record), after, changed, lambda f: self._host.unfollow(sandbox, id_, f))
+
+    def open_log(self, record: ExecRecord) -> OpenLog:
+        """The log of a run, which the service itself writes."""
+        if (log := self._logs.get(record.id)) is None:
+            log = OpenLog(self.log_path(record), limit=self._settings.log_limit_mb << 20)
+            self._logs[record.id] = log
+        return log
+
+    async def conclude_run(
+        self, live: Live, record: ExecRecord, log: OpenLog, end: ExecEnd, error: ExecError | None
+    ) -> None:
+        """A run in a context has ended so; error is what is known better than its output tells."""
+        termination = live.record.termination or {}
+        self._conclude(record, end, termination.get("reason"), termination.get("detail", ""))
+        record.cpu_s = record.max_rss_mb = None
+        record.error = error.model_dump() if error else record.error
+        for type_, payload in _last_events(record):
+            log.append(type_, payload)
+        log.close()
+        self._logs.pop(record.id, None)
+        live.execs.pop(record.id, None)
+        live.used_at = time.time()
+        await self._store.save_exec(record)
 
     def describe(self, record: ExecRecord, max_output_bytes: int | None) -> Exec:
         """As a client sees it; without output if max_output_bytes is None."""
@@ -291,6 +360,8 @@ class ExecService:
             max_rss_mb=record.max_rss_mb,
             outcome=Outcome(**record.outcome) if record.outcome else None,
             error=ExecError(**record.error) if record.error else None,
+            forked_from=record.forked_from,
+            context=record.context,
         )
         if max_output_bytes is None:
             return exec_
@@ -305,7 +376,18 @@ class ExecService:
                         for name, (begin, end) in ((("stdout", "stderr")[n - 1], span) for n, span in omitted.items())
                     }
                 )
+            if record.results:
+                exec_.results = self._results(record)
         return exec_
+
+    def _results(self, record: ExecRecord) -> list[dict[str, Any]]:
+        found, size = [], 0
+        with LogReader(self.log_path(record)) as reader:
+            for seq in record.results:
+                for event in reader.read(seq - 1, budget=1):
+                    if isinstance(event, Event) and (size := size + len(event.payload)) <= _RESULTS_MAX:
+                        found.append(json.loads(event.payload))
+        return found
 
     def output(self, record: ExecRecord, stream: int, start: int, limit: int) -> tuple[int, bytes]:
         """Bytes of a stream from start on: (offset they begin at, bytes)."""

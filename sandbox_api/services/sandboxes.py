@@ -14,24 +14,25 @@ from isolation.errors import ChannelLost, SandboxGone
 from isolation.execlog import Event, Gap
 from sandbox_api.host.interface import Host
 from sandbox_api.host.interface import Resources as HostResources
-from sandbox_api.lifecycle import FINAL, State, after
+from sandbox_api.lifecycle import FINAL, State
 from sandbox_api.lifecycle import Event as LifeEvent
-from sandbox_api.metrics import Metrics
 from sandbox_api.models.common import time_of
 from sandbox_api.models.execs import ExecRequest
 from sandbox_api.models.sandboxes import CreateSandbox, PatchSandbox, Resources, Sandbox, Stats, Termination
 from sandbox_api.output.follow import follow
 from sandbox_api.problems import Problem, invalid
+from sandbox_api.services.contexts import ContextService
 from sandbox_api.services.cursor import decode_cursor, encode_cursor
-from sandbox_api.services.events import EventLog
+from sandbox_api.services.events import EVENTS, EventLog
 from sandbox_api.services.execs import ExecService
-from sandbox_api.services.registry import Live, Registry
+from sandbox_api.services.life import Life
+from sandbox_api.services.parking import Parking
+from sandbox_api.services.registry import Live, Registry, host_resources
 from sandbox_api.settings import Settings
 from sandbox_api.store.records import SandboxRecord
 
 _log = structlog.get_logger(__name__)
 _WARN_BEFORE_S = 30.0
-_EVENTS = "events"
 
 
 class SandboxService:
@@ -42,17 +43,21 @@ class SandboxService:
         settings: Settings,
         host: Host,
         registry: Registry,
+        life: Life,
         execs: ExecService,
+        parking: Parking,
+        contexts: ContextService,
         tasks: TaskOwner,
-        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._host = host
         self._registry = registry
         self._store = registry.store
+        self._life = life
         self._execs = execs
+        self._parking = parking
+        self._contexts = contexts
         self._tasks = tasks
-        self._metrics = metrics
         self._clock_moved = asyncio.Event()
 
     # ---- creating
@@ -61,23 +66,12 @@ class SandboxService:
         """Create it and wait until it runs; on failure the record says why and nothing is left."""
         if not self._settings.allow_root and request.user.partition(":")[0] in ("root", "0"):
             raise Problem(403, "root_forbidden", "this server runs nothing as root", hint="leave `user` out")
-        limit = self._settings.max_sandboxes
-        if len(self._registry.live) + self._registry.reserved >= limit:
-            raise Problem(
-                429,
-                "too_many_sandboxes",
-                f"there are {limit} sandboxes already",
-                hint="terminate some, or try again later",
-                retryable=True,
-            )
         began = time.time()
-        self._registry.reserved += 1
-        try:
+        with self._registry.places(1, self._settings.max_sandboxes):
             image = await self._host.image(request.image)
-        finally:
-            self._registry.reserved -= 1
+        claimed = self._host.claim_sandbox(request.image, HostResources(**request.resources.model_dump()))
         record = SandboxRecord(
-            id=new_id("sbx"),
+            id=claimed or new_id("sbx"),
             tenant=tenant,
             state=State.CREATING,
             image=request.image,
@@ -92,27 +86,26 @@ class SandboxService:
             workdir=request.workdir,
             command=request.command,
             idle_timeout_s=request.idle_timeout_s,
+            park_after_s=request.park_after_s,
         )
-        live = Live(record, EventLog(self._host.log_path(record.id, _EVENTS)))
+        live = Live(record, EventLog(self._host.log_path(record.id, EVENTS)))
         self._registry.live[record.id] = live
         # Shielded: a client that goes away leaves a sandbox with a record, never one without.
-        return await asyncio.shield(self._tasks.spawn(self._start(live, began), name=f"create {record.id}"))
+        starting = self._start(live, began, ready=claimed is not None)
+        return await asyncio.shield(self._tasks.spawn(starting, name=f"create {record.id}"))
 
-    async def _start(self, live: Live, began: float) -> SandboxRecord:
+    async def _start(self, live: Live, began: float, *, ready: bool) -> SandboxRecord:
         record = live.record
         await self._store.save_sandbox(record)
         try:
-            await self._host.create_sandbox(record.id, record.image, _resources(record))
+            if not ready:
+                await self._host.create_sandbox(record.id, record.image, host_resources(record))
         except BaseException as error:
-            await self._move(live, LifeEvent.FAILED, Termination(reason="failed", detail=str(error)[:500]))
+            await self._life.move(live, LifeEvent.FAILED, Termination(reason="failed", detail=str(error)[:500]))
             self._host.remove_logs(record.id)
             raise
-        record.started_at = time.time()
-        record.expires_at = record.started_at + record.timeout_s
-        await self._move(live, LifeEvent.STARTED)
-        self._metrics.created.inc()
-        self._metrics.create_seconds.observe(record.started_at - began)
-        self._clock_moved.set()
+        await self._life.started(live, began)
+        self.begun(live)
         if record.command is not None:
             await self._start_job(live, record.command)
         return record
@@ -125,10 +118,18 @@ class SandboxService:
             raise
         live.record.main = main.id
         await self._store.save_sandbox(live.record)
-        self._tasks.spawn(self._follow_job(live), name=f"job {live.record.id}")
+        self._follow_main(live)
+
+    def begun(self, live: Live) -> None:
+        """It runs: its clock does too, and it ends with its command, if it has one that runs already."""
+        self._clock_moved.set()
+        self._follow_main(live)
+
+    def _follow_main(self, live: Live) -> None:
+        if live.record.main is not None:
+            self._tasks.spawn(self._follow_job(live), name=f"job {live.record.id}")
 
     async def _follow_job(self, live: Live) -> None:
-        """End the sandbox with its command."""
         assert live.record.main is not None
         main = live.execs.get(live.record.main) or await self._store.exec_by_id(live.record.id, live.record.main)
         assert main is not None
@@ -171,7 +172,7 @@ class SandboxService:
             cpu_s=usage.cpu_s,
             memory_bytes=usage.memory_bytes,
             memory_peak_bytes=usage.memory_peak_bytes,
-            memory_limit_bytes=_resources(live.record).cgroup_memory_bytes,
+            memory_limit_bytes=host_resources(live.record).cgroup_memory_bytes,
             processes=await self._host.processes(id_),
         )
 
@@ -183,7 +184,7 @@ class SandboxService:
             if live is not None:
                 await live.events.changed(seq, follower)
 
-        return follow(self._host.log_path(record.id, _EVENTS), after, changed, lambda _: None)
+        return follow(self._host.log_path(record.id, EVENTS), after, changed, lambda _: None)
 
     # ---- changing
 
@@ -200,29 +201,11 @@ class SandboxService:
             live.warned = False
         if "idle_timeout_s" in given:
             live.record.idle_timeout_s = request.idle_timeout_s
+        if "park_after_s" in given:
+            live.record.park_after_s = request.park_after_s
         await self._store.save_sandbox(live.record)
         self._clock_moved.set()
         return live.record
-
-    async def pause(self, tenant: str, id_: str) -> SandboxRecord:
-        """Stop all its processes; idempotent."""
-        record = await self._registry.record(tenant, id_)
-        if record.state != State.PAUSED:
-            live = await self._registry.usable(tenant, id_)
-            await self._host.pause(id_)
-            await self._move(live, LifeEvent.PAUSED)
-        return record
-
-    async def resume(self, tenant: str, id_: str) -> SandboxRecord:
-        """Let them go on; idempotent."""
-        record = await self._registry.record(tenant, id_)
-        live = self._registry.live.get(id_)
-        if record.state == State.PAUSED and live is not None:
-            await self._host.resume(id_)
-            await self._move(live, LifeEvent.RESUMED)
-        else:
-            await self._registry.usable(tenant, id_)
-        return record
 
     # ---- ending
 
@@ -240,28 +223,12 @@ class SandboxService:
                 return
             if live.record.state != State.TERMINATING:
                 live.record.termination = termination.model_dump()
-                await self._move(live, LifeEvent.ENDING)
+                await self._life.move(live, LifeEvent.ENDING)
             await self._host.destroy_sandbox(live.record.id)
-            await self._move(live, LifeEvent.ENDED)
-
-    async def _move(self, live: Live, event: LifeEvent, termination: Termination | None = None) -> None:
-        record = live.record
-        record.state = after(record.state, event)
-        if termination is not None:
-            record.termination = termination.model_dump()
-        if record.state not in FINAL:
-            await self._store.save_sandbox(record)
-            live.events.add("state", state=record.state)
-            return
-        record.ended_at = time.time()
-        record.expires_at = None
-        await self._store.save_sandbox(record)
-        if (record.termination or {}).get("reason") == "oom":
-            live.events.add("oom", detail=(record.termination or {}).get("detail", ""))
-        live.over.set()
-        live.events.add("end", last=True, state=record.state, termination=record.termination)
-        self._registry.live.pop(record.id, None)
-        self._metrics.ended.labels((record.termination or {}).get("reason", "")).inc()
+            if live.record.copy is not None:
+                await self._host.drop_copy(live.record.id)
+            await self._life.move(live, LifeEvent.ENDED)
+            self._contexts.forget(live.record.id)
 
     # ---- by themselves
 
@@ -294,6 +261,7 @@ class SandboxService:
             why = Termination(reason="idle", detail=f"nothing used it for idle_timeout_s={record.idle_timeout_s:g}")
         else:
             moments = [moment for moment in (record.expires_at, idle) if moment is not None]
+            moments += self._parking.look(live, now)
             if record.idle_timeout_s is not None and idle is None:
                 moments.append(now + min(record.idle_timeout_s, 1.0))  # an exec runs; look again
             if record.expires_at is not None and not live.warned:
@@ -324,19 +292,24 @@ class SandboxService:
         records = await self._store.unfinished_sandboxes()
         for record in records:
             await self._recover(record)
-        await self._host.reclaim(set(self._registry.live))
+        await self._host.reclaim({live.record.id for live in self._registry.live.values() if not live.parked})
+        copies = {live.record.id for live in self._registry.live.values() if live.parked}
+        await self._host.reclaim_copies(copies | set(await self._store.all_snapshots()))
 
     async def _recover(self, record: SandboxRecord) -> None:
-        live = Live(record, EventLog(self._host.log_path(record.id, _EVENTS)))
+        live = Live(record, EventLog(self._host.log_path(record.id, EVENTS)))
         self._registry.live[record.id] = live
-        execs = await self._store.unfinished_execs(record.id)
+        execs = [each for each in await self._store.unfinished_execs(record.id) if each.role != "run"]
+        known = [self._execs.known(each, record) for each in execs]
         try:
             if record.state in (State.CREATING, State.TERMINATING):
                 raise ChannelLost(f"the server died while it was {record.state}")
-            known = [self._execs.known(each, record) for each in execs]
-            never = await self._host.recover_sandbox(record.id, _resources(record), known)
+            if record.state == State.PAUSED:
+                never = await self._parking.recover(live, known)
+            else:
+                never = await self._host.recover_sandbox(record.id, host_resources(record), known)
         except SandboxGone as error:
-            end = self._host.post_mortem(record.id, _resources(record))
+            end = self._host.post_mortem(record.id, host_resources(record))
             lost = isinstance(error, ChannelLost) and end.reason != "oom"
             why = Termination(reason="lost" if lost else end.reason, detail=error.detail if lost else end.detail)
             await self._give_up(live, why)
@@ -349,18 +322,18 @@ class SandboxService:
                 await self._execs.never_began(each)
             else:
                 await self._execs.recovered(live, each)
-        if record.main is not None:
-            self._tasks.spawn(self._follow_job(live), name=f"job {record.id}")
+        await self._contexts.recover(live)
+        self._follow_main(live)
 
     async def _give_up(self, live: Live, why: Termination) -> None:
         record = live.record
         _log.warning("sandbox not recovered", sandbox=record.id, reason=why.reason, detail=why.detail)
         if record.state == State.TERMINATING:
             await self._host.destroy_sandbox(record.id)
-            await self._move(live, LifeEvent.ENDED)
+            await self._life.move(live, LifeEvent.ENDED)
         elif why.reason == "lost":
             await self._host.destroy_sandbox(record.id)
-            await self._move(live, LifeEvent.FAILED, why)
+            await self._life.move(live, LifeEvent.FAILED, why)
         else:
             await self._end(live, why)
         for each in await self._store.unfinished_execs(record.id):
@@ -368,10 +341,6 @@ class SandboxService:
                 await self._execs.never_began(each)
             else:
                 await self._execs.lost(each, (record.termination or {})["reason"], why.detail)
-
-
-def _resources(record: SandboxRecord) -> HostResources:
-    return HostResources(**record.resources)
 
 
 def describe(record: SandboxRecord) -> Sandbox:
@@ -389,6 +358,10 @@ def describe(record: SandboxRecord) -> Sandbox:
         expires_at=time_of(record.expires_at),
         idle_timeout_s=record.idle_timeout_s,
         resources=Resources(**record.resources),
+        parent=record.parent,
+        snapshot=record.snapshot,
+        park_after_s=record.park_after_s,
+        paused_by=record.paused_by,
         main=record.main,
         termination=Termination(**record.termination) if record.termination else None,
     )

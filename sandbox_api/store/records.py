@@ -30,6 +30,12 @@ class SandboxRecord:
     idle_timeout_s: float | None = None
     main: str | None = None
     termination: dict[str, Any] | None = None
+    parent: str | None = None
+    snapshot: str | None = None
+    park_after_s: float | None = None
+    paused_by: Literal["request", "idle"] | None = None
+    copy: dict[str, Any] | None = None
+    """While it is paused: name, digest and size of the copy that it will go on from."""
 
 
 @dataclass(slots=True)
@@ -53,3 +59,49 @@ class ExecRecord:
     error: dict[str, Any] | None = None
     cpu_s: float | None = None
     max_rss_mb: float | None = None
+    forked_from: str | None = None
+    base: list[int] = field(default_factory=lambda: [0, 0])
+    """Bytes of stdout and stderr that its original had written when it was copied."""
+    rest: list[str] = field(default_factory=lambda: ["", ""])
+    """Of a copied context: what its original's log holds of a frame that the copy goes on in the middle of (base64)."""
+    role: Literal["exec", "context", "run"] = "exec"
+    context: str | None = None
+    """Of a run: the context that it runs in."""
+    run: int = 0
+    first_seq: int | None = None
+    """Of a run: the last event of the context's log before it; None while it waits for its turn."""
+    results: list[int] = field(default_factory=list)
+    """Of a run: the seqs of its results."""
+
+
+@dataclass(slots=True)
+class ContextRecord:
+    """A code context. `exec` is the interpreter's exec; `runs` counts; `reseed` before the next run, in a copy."""
+
+    id: str
+    sandbox_id: str
+    language: str
+    exec: str
+    token: str
+    created_at: float
+    default: bool = False
+    runs: int = 0
+    reseed: bool = False
+
+
+@dataclass(slots=True)
+class SnapshotRecord:
+    """A snapshot. `sandbox` holds what a restored one starts from, `execs` what ran: fields of their records."""
+
+    id: str
+    tenant: str
+    sandbox_id: str
+    created_at: float
+    digest: str
+    size_bytes: int
+    sandbox: dict[str, Any]
+    execs: list[dict[str, Any]] = field(default_factory=list)
+    contexts: list[dict[str, Any]] = field(default_factory=list)
+    kind: Literal["memory"] = "memory"
+    name: str | None = None
+    expires_at: float | None = None

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from sandbox_api.lifecycle import FINAL, State
-from sandbox_api.store.records import ExecRecord, SandboxRecord
+from sandbox_api.store.records import ContextRecord, ExecRecord, SandboxRecord, SnapshotRecord
 
-_SCHEMA_VERSION: Final = 1
-_SCHEMA: Final = """
+_SCHEMA_VERSION: Final = 2
+_SCHEMA: Final = (
+    """
 create table sandboxes (id text primary key, tenant text not null, created_at real not null, ended_at real,
                         state text not null, doc text not null) without rowid;
 create index sandboxes_by_time on sandboxes (tenant, created_at);
@@ -27,21 +28,27 @@ create index execs_by_sandbox on execs (sandbox_id, created_at);
 create table answers (tenant text not null, key text not null, request text not null, status integer not null,
                       type text not null, body blob not null, at real not null,
                       primary key (tenant, key)) without rowid;
-"""
+""",
+    """
+create table snapshots (id text primary key, tenant text not null, created_at real not null, expires_at real,
+                        doc text not null) without rowid;
+create table contexts (id text primary key, sandbox_id text not null, created_at real not null,
+                       doc text not null) without rowid;
+create index contexts_by_sandbox on contexts (sandbox_id, created_at);
+""",
+)
+"""What each version adds to the one before it."""
 
 
-def _columns(kind: type[SandboxRecord] | type[ExecRecord]) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
+_FIELDS: Final = {
+    kind: tuple(field.name for field in fields(kind))
+    for kind in (SandboxRecord, ExecRecord, ContextRecord, SnapshotRecord)
+}
 
 
-_SANDBOX_FIELDS: Final = _columns(SandboxRecord)
-_EXEC_FIELDS: Final = _columns(ExecRecord)
-
-
-def _document(record: SandboxRecord | ExecRecord) -> str:
+def _document(record: SandboxRecord | ExecRecord | ContextRecord | SnapshotRecord) -> str:
     # Not dataclasses.asdict: that copies deeply, and all that is wanted is text.
-    names = _SANDBOX_FIELDS if isinstance(record, SandboxRecord) else _EXEC_FIELDS
-    return json.dumps({name: getattr(record, name) for name in names})
+    return json.dumps({name: getattr(record, name) for name in _FIELDS[type(record)]})
 
 
 def _sandbox(doc: str) -> SandboxRecord:
@@ -63,8 +70,9 @@ class Store:
         self._db.execute("pragma synchronous=normal")
         self._db.execute("pragma wal_autocheckpoint=0")
         version = self._db.execute("pragma user_version").fetchone()[0]
-        if version == 0:
-            self._db.executescript(f"begin; {_SCHEMA} pragma user_version={_SCHEMA_VERSION}; commit;")
+        if version < _SCHEMA_VERSION:
+            added = " ".join(_SCHEMA[version:])
+            self._db.executescript(f"begin; {added} pragma user_version={_SCHEMA_VERSION}; commit;")
         elif version != _SCHEMA_VERSION:
             raise sqlite3.DatabaseError(f"{path} has version {version}; this server knows {_SCHEMA_VERSION}")
 
@@ -132,6 +140,7 @@ class Store:
         """Delete a sandbox and its execs."""
         self._db.execute("begin immediate")
         self._db.execute("delete from execs where sandbox_id = ?", (id_,))
+        self._db.execute("delete from contexts where sandbox_id = ?", (id_,))
         self._db.execute("delete from sandboxes where id = ?", (id_,))
         self._db.execute("commit")
 
@@ -161,7 +170,7 @@ class Store:
         """The newest of a sandbox's, from before (created_at, id) on."""
         rows = self._db.execute(
             "select doc from execs where sandbox_id = ? and (created_at, id) < (?, ?)"
-            " order by created_at desc, id desc limit ?",
+            " and coalesce(json_extract(doc, '$.role'), 'exec') != 'context' order by created_at desc, id desc limit ?",
             (sandbox_id, *(before or (1e18, "")), limit),
         )
         return [_exec(row[0]) for row in rows]
@@ -170,6 +179,63 @@ class Store:
         """Those of a sandbox that have not ended."""
         rows = self._db.execute("select doc from execs where sandbox_id = ? and state != 'exited'", (sandbox_id,))
         return [_exec(row[0]) for row in rows]
+
+    # ---- contexts
+
+    async def save_context(self, record: ContextRecord) -> None:
+        """Insert or replace."""
+        self._db.execute(
+            "insert or replace into contexts values (?, ?, ?, ?)",
+            (record.id, record.sandbox_id, record.created_at, _document(record)),
+        )
+
+    async def contexts(self, sandbox_id: str) -> list[ContextRecord]:
+        """A sandbox's, the oldest first."""
+        query = "select doc from contexts where sandbox_id = ? order by created_at, id"
+        return [ContextRecord(**json.loads(row[0])) for row in self._db.execute(query, (sandbox_id,))]
+
+    async def forget_context(self, id_: str) -> None:
+        """Delete the record."""
+        self._db.execute("delete from contexts where id = ?", (id_,))
+
+    # ---- snapshots
+
+    async def save_snapshot(self, record: SnapshotRecord) -> None:
+        """Insert or replace."""
+        self._db.execute(
+            "insert or replace into snapshots values (?, ?, ?, ?, ?)",
+            (record.id, record.tenant, record.created_at, record.expires_at, _document(record)),
+        )
+
+    async def snapshot(self, tenant: str, id_: str) -> SnapshotRecord | None:
+        """One of the tenant's."""
+        row = self._db.execute("select doc from snapshots where id = ? and tenant = ?", (id_, tenant)).fetchone()
+        return SnapshotRecord(**json.loads(row[0])) if row else None
+
+    async def snapshots(self, tenant: str, *, before: tuple[float, str] | None, limit: int) -> list[SnapshotRecord]:
+        """The tenant's newest, from before (created_at, id) on."""
+        rows = self._db.execute(
+            "select doc from snapshots where tenant = ? and (created_at, id) < (?, ?)"
+            " order by created_at desc, id desc limit ?",
+            (tenant, *(before or (1e18, "")), limit),
+        )
+        return [SnapshotRecord(**json.loads(row[0])) for row in rows]
+
+    async def all_snapshots(self, *, expired_at: float | None = None) -> list[str]:
+        """Ids of all tenants' snapshots, or of those whose time is over at a moment."""
+        query, values = "select id from snapshots", []
+        if expired_at is not None:
+            query, values = query + " where expires_at <= ?", [expired_at]
+        return [row[0] for row in self._db.execute(query, values)]
+
+    async def snapshot_bytes(self) -> int:
+        """What all of them take on disk."""
+        row = self._db.execute("select sum(json_extract(doc, '$.size_bytes')) from snapshots").fetchone()
+        return int(row[0] or 0)
+
+    async def forget_snapshot(self, id_: str) -> None:
+        """Delete the record."""
+        self._db.execute("delete from snapshots where id = ?", (id_,))
 
     # ---- answers already given (Idempotency-Key)
 

@@ -220,5 +220,5 @@ def test_python_client_errors_are_typed(server: Server) -> None:
         sandbox.exec("true")
     with pytest.raises(NotFound) as missing:
         Sandbox.create("no-such-image", url=server.url, api_key=server.key)
-    assert "known are: base, node, python" in str(missing.value)
+    assert "known are: base, data, node, python" in str(missing.value)
     sandbox.close()

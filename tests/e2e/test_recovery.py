@@ -87,6 +87,7 @@ def test_an_upgrade_is_a_restart_that_no_agent_notices(own_server: Server) -> No
 
 
 def test_without_the_keeper_what_runs_is_lost_and_nothing_is_left(own_server: Server) -> None:
+    own_server.environment["ISOBOX_POOL_CEILING"] = "0"
     own_server.start()
     sandbox = Sandbox.create(url=own_server.url, api_key=own_server.key)
     process = sandbox.start("sleep", "100")
@@ -132,10 +133,12 @@ def create_if_possible(http: httpx.Client) -> None:
         http.post("/v1/sandboxes", json={})
 
 
-def test_kill_9_during_create_leaves_nothing(own_server: Server) -> None:
+@pytest.mark.parametrize("ceiling", ["0", "4"])
+def test_kill_9_during_create_or_claim_leaves_nothing(own_server: Server, ceiling: str) -> None:
+    own_server.environment["ISOBOX_POOL_CEILING"] = ceiling
     own_server.start()
     rng = random.Random(11)
-    for _ in range(6):
+    for _ in range(20):
         with own_server.client() as http:
             threads = [threading.Thread(target=create_if_possible, args=(http,)) for _ in range(2)]
             for thread in threads:
@@ -144,6 +147,7 @@ def test_kill_9_during_create_leaves_nothing(own_server: Server) -> None:
             own_server.kill()
             for thread in threads:
                 thread.join()
+        own_server.environment["ISOBOX_POOL_CEILING"] = "0"  # so that only what was claimed is there
         own_server.start()
         with own_server.client() as http:
             states = {s["id"]: s["state"] for s in http.get("/v1/sandboxes", params={"limit": 500}).json()["sandboxes"]}
@@ -154,6 +158,10 @@ def test_kill_9_during_create_leaves_nothing(own_server: Server) -> None:
                 result = http.post(f"/v1/sandboxes/{id_}/exec", json={"argv": ["true"]}).json()
                 assert result["outcome"]["exit_code"] == 0
                 http.delete(f"/v1/sandboxes/{id_}")
+        if ceiling != "0":
+            own_server.stop()
+            own_server.environment["ISOBOX_POOL_CEILING"] = ceiling
+            own_server.start()
 
 
 def test_oom_while_no_server_runs_is_told_as_oom(own_server: Server) -> None:

@@ -1,0 +1,151 @@
+"""Ready sandboxes, frozen while they wait: a claim takes milliseconds where a creation takes a tenth of a second.
+
+A shelf for each shape (image, memory, disk; started, or created for a restore). Processors and processes are limited
+at the claim. Made in the background one at a time, with a small share of the processor, and only as far as the demand
+of late asks for it (shelf.py). A server that is killed leaves them to the next one's `reclaim`.
+"""
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from common.errors import IsoboxError
+from common.ids import new_id
+from common.tasks import TaskOwner
+from isolation.files import operate
+from isolation.sandbox import Machine, Sandbox
+from isolation.shelf import Demand, Shelf
+from isolation.spec import DEFAULT
+
+_log = structlog.get_logger(__name__)
+_MAX_AGE_S: Final = 1800.0
+_LOOK_EVERY_S: Final = 5.0
+_CALM_S: Final = 0.05
+_CALM_WITHIN_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What cannot be changed once a sandbox is created."""
+
+    image: Path
+    memory_mb: int
+    disk_mb: int
+    started: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ShelfFacts:
+    """A shelf as the metrics tell of it; age in seconds of its oldest."""
+
+    shape: Shape
+    ready: int
+    hits: int
+    misses: int
+    age_s: float
+
+
+class Pool:
+    """See the module."""
+
+    def __init__(self, machine: Machine, *, floor: int, ceiling: int) -> None:
+        """Floor holds for the shapes of `keep_warm`, ceiling for each shape; 0 makes no pool at all."""
+        self._machine = machine
+        self._floor = min(floor, ceiling)
+        self._ceiling = ceiling
+        self._shelves: dict[Shape, Shelf[Sandbox]] = {}
+        self._moved = asyncio.Event()
+        self._discards = TaskOwner()
+        self._busy_at = 0.0
+
+    def _shelf(self, shape: Shape) -> Shelf[Sandbox]:
+        if (shelf := self._shelves.get(shape)) is None:
+            shelf = self._shelves[shape] = Shelf(Demand(floor=0, ceiling=self._ceiling))
+        return shelf
+
+    def keep_warm(self, shape: Shape) -> None:
+        """Hold at least the floor of this shape from now on; older images of the same shape lose theirs."""
+        for shelf in self._shelves.values():
+            shelf.demand.floor = 0
+        self._shelf(shape).demand.floor = self._floor
+        self._moved.set()
+
+    def claim(self, shape: Shape) -> Sandbox | None:
+        """A ready sandbox, still frozen, which is the caller's alone; None where there is none."""
+        if not self._ceiling:
+            return None
+        now = self._busy_at = time.monotonic()
+        found, doubtful = self._shelf(shape).claim(now, lambda each: each.alive)
+        self._discard(doubtful)
+        self._moved.set()
+        return found
+
+    def note_work(self) -> None:
+        """Somebody works: what can wait a moment waits."""
+        self._busy_at = time.monotonic()
+
+    def _discard(self, sandboxes: list[Sandbox]) -> None:
+        for each in sandboxes:
+            self._discards.spawn(each.destroy(), name=f"discard {each.id}")
+
+    async def run(self) -> None:
+        """Keep the shelves as the demand wants them, for ever."""
+        while True:
+            self._moved.clear()
+            now = time.monotonic()
+            for shape, shelf in list(self._shelves.items()):
+                self._discard(shelf.surplus(now, max_age_s=_MAX_AGE_S))
+                if not len(shelf) and not shelf.demand.floor and not shelf.demand.target(now):
+                    del self._shelves[shape]
+            short = max(self._shelves.items(), key=lambda each: each[1].shortage(now), default=None)
+            if short is None or not short[1].shortage(now):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_EVERY_S):
+                        await self._moved.wait()
+            else:
+                await self._calm()
+                await self._make(*short)
+
+    async def _calm(self) -> None:
+        """Whoever has just claimed or runs something comes first, for a while."""
+        deadline = time.monotonic() + _CALM_WITHIN_S
+        while (now := time.monotonic()) < min(deadline, self._busy_at + _CALM_S):  # noqa: ASYNC110 - the clock ends it
+            await asyncio.sleep(self._busy_at + _CALM_S - now)
+
+    async def _make(self, shape: Shape, shelf: Shelf[Sandbox]) -> None:
+        resources = replace(DEFAULT, memory_mb=shape.memory_mb, disk_mb=shape.disk_mb)
+        try:
+            sandbox = await Sandbox.prepare(
+                self._machine, new_id("sbx"), image=shape.image, resources=resources, in_background=True
+            )
+            async with sandbox.undone_on_failure():
+                if shape.started:
+                    await sandbox.start()
+                    async with operate(sandbox.link, "stat", "/", user="0", allow_root=True) as first:
+                        await first.result()  # the first process of a sandbox takes twice as long as others
+                sandbox.freeze()
+        except (IsoboxError, OSError, TimeoutError) as error:
+            pause = shelf.failed(time.monotonic())
+            _log.warning("could not fill the pool", image=shape.image.name, error=str(error), pause_s=pause)
+            return
+        shelf.put(time.monotonic(), sandbox)
+
+    async def drain(self) -> None:
+        """End everything that waits; `run` has been cancelled."""
+        for shelf in self._shelves.values():
+            self._discard(shelf.clear())
+        self._shelves.clear()
+        await self._discards.finished()
+
+    def facts(self) -> list[ShelfFacts]:
+        """What the metrics tell."""
+        now = time.monotonic()
+        return [
+            ShelfFacts(shape, len(shelf), shelf.hits, shelf.misses, shelf.age_s(now))
+            for shape, shelf in self._shelves.items()
+        ]
