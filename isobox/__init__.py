@@ -6,13 +6,14 @@ with isobox.Sandbox.create("python") as sandbox:
     print(sandbox.exec("python3", "-c", "print(6 * 7)").stdout)
 """
 
-from isobox.aio import AsyncProcess, AsyncSandbox
-from isobox.client import Process, Sandbox
+from isobox.aio import AsyncContext, AsyncProcess, AsyncSandbox
+from isobox.client import Context, Process, Sandbox
 from isobox.errors import (
     ApiError,
     ConflictError,
     ConnectionFailed,
     ExecFailed,
+    ForkIncomplete,
     InvalidRequest,
     IsoboxError,
     NotAuthenticated,
@@ -22,19 +23,22 @@ from isobox.errors import (
     StreamBroken,
     TooMany,
 )
-from isobox.values import Event, ExecError, ExecResult, FileInfo, Frame, Outcome, SandboxInfo
+from isobox.values import Event, ExecError, ExecResult, FileInfo, Frame, Outcome, SandboxInfo, Snapshot
 
 __all__ = [
     "ApiError",
+    "AsyncContext",
     "AsyncProcess",
     "AsyncSandbox",
     "ConflictError",
     "ConnectionFailed",
+    "Context",
     "Event",
     "ExecError",
     "ExecFailed",
     "ExecResult",
     "FileInfo",
+    "ForkIncomplete",
     "Frame",
     "InvalidRequest",
     "IsoboxError",
@@ -46,6 +50,7 @@ __all__ = [
     "SandboxEnded",
     "SandboxInfo",
     "ServerError",
+    "Snapshot",
     "StreamBroken",
     "TooMany",
 ]

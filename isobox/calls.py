@@ -94,6 +94,17 @@ def exec_fields(argv: Sequence[str], shell: str | None, options: Mapping[str, An
     return without_none({**command, "exec_id": new_exec_id(), "wait": wait, **options})
 
 
+def run(id_: str, suffix: str, code: str, options: Mapping[str, Any]) -> Call:
+    """Run code in a context (suffix names which); its exec_id makes it repeatable."""
+    fields = without_none({"code": code, "exec_id": new_exec_id(), **options})
+    return Call("POST", f"/v1/sandboxes/{id_}{suffix}/run", json=fields, read_timeout_s=None)
+
+
+def snapshots(method: str, suffix: str = "", **parts: Any) -> Call:
+    """A call on snapshots."""
+    return Call(method, f"/v1/snapshots{suffix}", **parts)
+
+
 def start_exec(id_: str, fields: Mapping[str, Any]) -> Call:
     """Run something. Its exec_id makes it repeatable; with wait it answers at the end."""
     return Call("POST", f"/v1/sandboxes/{id_}/exec", json=fields, read_timeout_s=None if fields["wait"] else 60.0)

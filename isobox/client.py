@@ -10,9 +10,10 @@ from websockets.sync.client import connect
 
 from isobox import calls
 from isobox.config import Config
+from isobox.errors import ForkIncomplete
 from isobox.streams import BROKEN, SUBPROTOCOL, Position
 from isobox.transport import Transport
-from isobox.values import Event, ExecResult, FileInfo, SandboxInfo
+from isobox.values import Event, ExecResult, FileInfo, SandboxInfo, Snapshot
 
 _PIECE = 1 << 20
 
@@ -155,6 +156,31 @@ class Files:
         self._send("DELETE", params={"path": path, "recursive": str(recursive).lower()})
 
 
+class Context:
+    """An interpreter that keeps its state from run to run. As a context manager it is ended at the end."""
+
+    def __init__(self, transport: Transport, sandbox_id: str, context_id: str) -> None:
+        """Use `Sandbox.context`."""
+        self._transport = transport
+        self._sandbox_id = sandbox_id
+        self.id = context_id
+
+    def run(self, code: str, **options: Any) -> ExecResult:
+        """Run code behind what was asked before; options: timeout_s, max_output_bytes."""
+        call = calls.run(self._sandbox_id, f"/contexts/{self.id}", code, options)
+        return ExecResult.parse(self._transport.send(call))
+
+    def delete(self) -> None:
+        """End it, and what runs in it."""
+        self._transport.send(calls.sandbox("DELETE", self._sandbox_id, f"/contexts/{self.id}"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.delete()
+
+
 class Sandbox:
     """A sandbox. As a context manager it is terminated at the end."""
 
@@ -175,8 +201,9 @@ class Sandbox:
     @classmethod
     def create(
         cls,
-        image: str = "python",
+        image: str | None = None,
         *,
+        snapshot: str | None = None,
         command: list[str] | None = None,
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
@@ -185,11 +212,12 @@ class Sandbox:
         user: str | None = None,
         timeout_s: float | None = None,
         idle_timeout_s: float | None = None,
+        park_after_s: float | None = None,
         resources: Mapping[str, float] | None = None,
         url: str | None = None,
         api_key: str | None = None,
     ) -> "Sandbox":
-        """Create a sandbox; it runs when this returns. Sizes in MiB, times in seconds."""
+        """Create a sandbox, of an image ("python") or from a snapshot; it runs when this returns. MiB, seconds."""
         fields = {
             "image": image,
             "command": command,
@@ -200,6 +228,8 @@ class Sandbox:
             "user": user,
             "timeout_s": timeout_s,
             "idle_timeout_s": idle_timeout_s,
+            "park_after_s": park_after_s,
+            "snapshot": snapshot,
             "resources": resources,
         }
         return cls._opened(calls.create(fields), url, api_key)
@@ -266,6 +296,56 @@ class Sandbox:
         raw = self._transport.send(calls.start_exec(self.id, fields))
         return Process(self._transport, self.id, raw["id"])
 
+    # ---- code
+
+    def run(self, code: str, *, language: str = "python", **options: Any) -> ExecResult:
+        """Run code in the default context of a language: its state is kept from run to run.
+
+        Options: timeout_s (past it the code is interrupted), max_output_bytes.
+        """
+        call = calls.run(self.id, "", code, {"language": language, **options})
+        return ExecResult.parse(self._transport.send(call))
+
+    def context(self, language: str = "python", **options: Any) -> "Context":
+        """A context of its own; options: workdir, env, user."""
+        fields = {"language": language, **options}
+        raw = self._transport.send(calls.sandbox("POST", self.id, "/contexts", json=fields))
+        return Context(self._transport, self.id, raw["id"])
+
+    # ---- copies
+
+    def fork(self, count: int = 1, **options: Any) -> "Sequence[Sandbox]":
+        """Children that go on beside this sandbox; options: labels, timeout_s. ForkIncomplete if any fails."""
+        call = calls.sandbox("POST", self.id, "/fork", json={"count": count, **options}, read_timeout_s=600)
+        raw = self._transport.send(call)
+        children = [Sandbox(Transport(self._transport.config), SandboxInfo.parse(each)) for each in raw["sandboxes"]]
+        if raw["errors"]:
+            raise ForkIncomplete(children, raw["errors"])
+        return children
+
+    def snapshot(self, name: str | None = None, *, ttl_s: float | None = None, template: bool = False) -> Snapshot:
+        """Keep a copy of it as it stands; `create(snapshot=…)` starts from that, at once from a template."""
+        fields = calls.without_none({"name": name, "ttl_s": ttl_s, "template": template or None})
+        call = calls.sandbox("POST", self.id, "/snapshots", json=fields, read_timeout_s=600)
+        return Snapshot.parse(self._transport.send(call))
+
+    # ---- ports
+
+    def ports(self) -> "Sequence[int]":
+        """The ports that something inside listens on."""
+        raw = self._transport.send(calls.sandbox("GET", self.id, "/ports"))
+        return sorted({each["port"] for each in raw["ports"]})
+
+    def wait_for_port(self, port: int, timeout_s: float = 30.0) -> bool:
+        """Wait until something listens on the port; whether it does."""
+        params = {"timeout_s": timeout_s}
+        call = calls.sandbox("GET", self.id, f"/ports/{port}/wait", params=params, read_timeout_s=timeout_s + 30)
+        return bool((self._transport.send(call))["listening"])
+
+    def port_url(self, port: int) -> str:
+        """Where a program inside that speaks HTTP is reached, with the API's key."""
+        return f"{self._transport.config.url}/v1/sandboxes/{self.id}/ports/{port}/"
+
     def process(self, exec_id: str) -> Process:
         """An exec by its id."""
         return Process(self._transport, self.id, exec_id)
@@ -291,11 +371,11 @@ class Sandbox:
         return self._update(calls.sandbox("PATCH", self.id, json={"timeout_s": timeout_s}))
 
     def pause(self) -> SandboxInfo:
-        """Stop its processes."""
+        """Copy it to disk and free its memory; its execs go on at the resume."""
         return self._update(calls.sandbox("POST", self.id, "/pause"))
 
     def resume(self) -> SandboxInfo:
-        """Let them go on."""
+        """Let it go on."""
         return self._update(calls.sandbox("POST", self.id, "/resume"))
 
     def wait(self, timeout_s: float = 60.0) -> SandboxInfo:

@@ -3,6 +3,7 @@
 IsoboxError
 ├── ConnectionFailed       no server there, or it stayed away longer than the client waits
 ├── StreamBroken           a stream ended out of protocol
+├── ForkIncomplete         some children of a fork could not be made; carries those that were
 ├── ExecFailed             `ExecResult.check()`: the program did not end with 0
 └── ApiError               the server refused; carries its problem document
     ├── NotAuthenticated   401
@@ -17,6 +18,10 @@ IsoboxError
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from isobox.aio import AsyncSandbox
+    from isobox.client import Sandbox
     from isobox.values import ExecResult
 
 
@@ -44,6 +49,15 @@ class ExecFailed(IsoboxError):
             text += f": {result.error.name}: {result.error.message}"
             text += f" ({result.error.hint})" if result.error.hint else ""
         super().__init__(text)
+
+
+class ForkIncomplete(IsoboxError):
+    """Some children could not be made: `children` are those that run, `problems` why others do not."""
+
+    def __init__(self, children: "Sequence[Sandbox | AsyncSandbox]", problems: "list[dict[str, Any]]") -> None:
+        self.children = children
+        self.problems = problems
+        super().__init__(f"{len(problems)} of {len(problems) + len(children)} children: {problems[0]['detail']}")
 
 
 class ApiError(IsoboxError):

@@ -26,6 +26,7 @@ class SandboxInfo:
     expires_at: datetime | None
     ended_at: datetime | None
     main: str | None
+    parent: str | None
     termination: dict[str, Any] | None
     raw: dict[str, Any] = field(repr=False)
 
@@ -42,6 +43,7 @@ class SandboxInfo:
             expires_at=_time(raw["expires_at"]),
             ended_at=_time(raw["ended_at"]),
             main=raw["main"],
+            parent=raw["parent"],
             termination=raw["termination"],
             raw=raw,
         )
@@ -99,6 +101,8 @@ class ExecResult:
     cpu_s: float | None
     max_rss_mb: float | None
     truncated: dict[str, Any] | None
+    results: list[dict[str, Any]]
+    """Of code run in a context: what it showed, each {mime: value}, bytes as base64."""
     raw: dict[str, Any] = field(repr=False)
 
     @classmethod
@@ -116,6 +120,7 @@ class ExecResult:
             cpu_s=raw["cpu_s"],
             max_rss_mb=raw["max_rss_mb"],
             truncated=raw["truncated"],
+            results=raw["results"],
             raw=raw,
         )
 
@@ -128,6 +133,11 @@ class ExecResult:
     def ok(self) -> bool:
         """Whether it ended by itself with 0."""
         return self.outcome is not None and (self.outcome.reason, self.outcome.exit_code) == ("exit", 0)
+
+    @property
+    def text(self) -> str:
+        """The last result as plain text; "" where there is none."""
+        return str(self.results[-1].get("text/plain", "")) if self.results else ""
 
     def check(self) -> "ExecResult":
         """Itself; ExecFailed if it did not end well."""
@@ -160,6 +170,32 @@ class Event:
             data = raw["data"].encode() if "data" in raw else base64.b64decode(raw["data_b64"])
             return cls(raw["seq"], raw["type"], data)
         return cls(raw["seq"], raw["type"], info=raw["data"])
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A kept copy of a sandbox; size in bytes on disk."""
+
+    id: str
+    name: str | None
+    sandbox_id: str
+    size_bytes: int
+    created_at: datetime | None
+    expires_at: datetime | None
+    raw: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> "Snapshot":
+        """From the API's answer."""
+        return cls(
+            raw["id"],
+            raw["name"],
+            raw["sandbox_id"],
+            raw["size_bytes"],
+            _time(raw["created_at"]),
+            _time(raw["expires_at"]),
+            raw,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,13 @@ import asyncio
 import errno
 import os
 import signal
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from isolation.channel.frames import StartFlag, encode_request
+from isolation.channel.inbox import Inbox
 from isolation.channel.link import GuestExec, Link
 from isolation.errors import ChannelViolation, IsolationError
 
@@ -22,8 +22,6 @@ FileType = Literal["file", "dir", "symlink", "other"]
 _NAMES = {"file", "dir", "symlink", "other"}
 _FIELDS = 8
 _LISTING_MAX = 64 << 20
-_ERRORS_MAX = 64 << 10
-_HELD_BYTES = 512 << 10
 _START_TIMEOUT_S = 10.0
 
 
@@ -83,71 +81,29 @@ def _raise_error(raw: bytes) -> None:
     raise FileFailed(number, os.fsdecode(fields[2])[:4096])
 
 
-class _Pipe:
-    """The sink of one operation: stdout through a bounded queue, stderr kept."""
-
-    def __init__(self) -> None:
-        self.pieces: deque[bytes] = deque()
-        self.size = 0
-        self.notes = bytearray()
-        self.moved = asyncio.Event()
-
-    def write(self, stream: int, data: memoryview) -> None:
-        if stream == 1:
-            self.pieces.append(bytes(data))
-            self.size += len(data)
-        elif len(self.notes) + len(data) <= _ERRORS_MAX:
-            self.notes += data
-        else:
-            raise ChannelViolation("a file operation that talks too much")
-        self.moved.set()
-
-    def wake(self, _: object) -> None:
-        self.moved.set()
-
-    @property
-    def holds(self) -> bool:
-        return self.size > _HELD_BYTES
-
-
 class Operation:
     """A running file operation."""
 
-    def __init__(self, link: Link, pipe: _Pipe, guest: GuestExec) -> None:
+    def __init__(self, link: Link, inbox: Inbox, guest: GuestExec) -> None:
         self._link = link
-        self._pipe = pipe
+        self._inbox = inbox
         self._guest = guest
 
     async def head(self) -> Entry:
         """The entry that `read` prints before the contents."""
-        while self._pipe.notes.count(b"\0") < _FIELDS and not self._guest.complete.done():
-            await self._woken()
-        notes = bytes(self._pipe.notes)
+        while self._inbox.notes.count(b"\0") < _FIELDS and not self._guest.complete.done():
+            await self._inbox.moved(self._guest)
+        notes = bytes(self._inbox.notes)
         _raise_error(notes)
         entries = parse_entries(notes)
         if len(entries) != 1:
             raise ChannelViolation("a file operation without an entry")
         return entries[0]
 
-    async def _woken(self) -> None:
-        self._pipe.moved.clear()
-        if self._guest.complete.done():
-            return
-        self._guest.complete.add_done_callback(self._pipe.wake)
-        await self._pipe.moved.wait()
-
     async def contents(self) -> AsyncIterator[bytes]:
         """What it prints, piece by piece; the guest waits while nobody takes it."""
-        while True:
-            while self._pipe.pieces:
-                piece = self._pipe.pieces.popleft()
-                self._pipe.size -= len(piece)
-                self._link.acknowledge(self._guest)
-                yield piece
-            if self._guest.complete.done():
-                self._guest.complete.result()
-                return
-            await self._woken()
+        async for piece in self._inbox.pieces(self._link, self._guest):
+            yield piece
 
     async def feed(self, data: bytes) -> bool:
         """Send contents; False when the operation has ended early."""
@@ -161,7 +117,7 @@ class Operation:
     async def result(self) -> Entry | None:
         """Wait for the end: the entry it prints, if any; FileFailed if it failed."""
         await asyncio.shield(self._guest.complete)
-        notes = bytes(self._pipe.notes)
+        notes = bytes(self._inbox.notes)
         _raise_error(notes)
         report = self._guest.account.report
         if report is None or report.signalled or report.code:
@@ -189,11 +145,11 @@ async def operate(
     flags = StartFlag.SELF | (StartFlag.ROOT_OK if allow_root else StartFlag(0))
     if not stdin:
         flags |= StartFlag.NO_STDIN
-    pipe = _Pipe()
+    inbox = Inbox()
     request = encode_request(user=user, cwd="", argv=argv, env={"PATH": "/"})
-    guest = await link.start(pipe, request, flags=flags, timeout=_START_TIMEOUT_S)
+    guest = await link.start(inbox, request, flags=flags, timeout=_START_TIMEOUT_S)
     try:
-        yield Operation(link, pipe, guest)
+        yield Operation(link, inbox, guest)
     finally:
         if not guest.complete.done():
             link.abandon(guest, signal.SIGTERM)  # so that it can take its half-written file away

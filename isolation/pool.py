@@ -1,13 +1,15 @@
 """Ready sandboxes, frozen while they wait: a claim takes milliseconds where a creation takes a tenth of a second.
 
-A shelf for each shape (image, memory, disk; started, or created for a restore). Processors and processes are limited
-at the claim. Made in the background one at a time, with a small share of the processor, and only as far as the demand
-of late asks for it (shelf.py). A server that is killed leaves them to the next one's `reclaim`.
+A shelf for each shape (image, memory, disk; started, created for a restore, or restored from a copy that is asked for).
+Processors and processes are limited at the claim. Made in the background one at a time, with a small share of the
+processor, and only as far as the demand of late asks for it (shelf.py). A server that is killed leaves them to the next
+one's `reclaim`.
 """
 
 import asyncio
 import contextlib
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -17,7 +19,6 @@ import structlog
 from common.errors import IsoboxError
 from common.ids import new_id
 from common.tasks import TaskOwner
-from isolation.files import operate
 from isolation.sandbox import Machine, Sandbox
 from isolation.shelf import Demand, Shelf
 from isolation.spec import DEFAULT
@@ -37,6 +38,25 @@ class Shape:
     memory_mb: int
     disk_mb: int
     started: bool = True
+    copy: str = ""
+    """The name of the copy that it goes on from, if it does."""
+
+    @property
+    def kind(self) -> str:
+        """For the metrics."""
+        return "restored" if self.copy else "started" if self.started else "created"
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A sandbox that waits; of a restored one, its execs by the ids that they had in the original."""
+
+    sandbox: Sandbox
+    execs: Mapping[str, str]
+
+
+Furnish = Callable[[Shape, Sandbox], Awaitable[Mapping[str, str]]]
+"""Brings a created sandbox into its shape; what it returns is `Ready.execs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,34 +73,50 @@ class ShelfFacts:
 class Pool:
     """See the module."""
 
-    def __init__(self, machine: Machine, *, floor: int, ceiling: int) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        *,
+        floor: int,
+        ceiling: int,
+        furnish: Furnish,
+        discard: Callable[[Sandbox], Awaitable[None]],
+    ) -> None:
         """Floor holds for the shapes of `keep_warm`, ceiling for each shape; 0 makes no pool at all."""
         self._machine = machine
+        self._furnish = furnish
+        self._end = discard
         self._floor = min(floor, ceiling)
         self._ceiling = ceiling
-        self._shelves: dict[Shape, Shelf[Sandbox]] = {}
+        self._shelves: dict[Shape, Shelf[Ready]] = {}
         self._moved = asyncio.Event()
         self._discards = TaskOwner()
         self._busy_at = 0.0
 
-    def _shelf(self, shape: Shape) -> Shelf[Sandbox]:
+    def _shelf(self, shape: Shape) -> Shelf[Ready]:
         if (shelf := self._shelves.get(shape)) is None:
             shelf = self._shelves[shape] = Shelf(Demand(floor=0, ceiling=self._ceiling))
         return shelf
 
     def keep_warm(self, shape: Shape) -> None:
-        """Hold at least the floor of this shape from now on; older images of the same shape lose theirs."""
-        for shelf in self._shelves.values():
-            shelf.demand.floor = 0
+        """Hold at least the floor of this shape from now on; an older image loses its own."""
+        for other, shelf in self._shelves.items():
+            if not other.copy and not shape.copy:
+                shelf.demand.floor = 0
         self._shelf(shape).demand.floor = self._floor
         self._moved.set()
 
-    def claim(self, shape: Shape) -> Sandbox | None:
+    def forget(self, copy: str) -> None:
+        """That copy is gone: so is what was made of it, and not claimed."""
+        for shape in [each for each in self._shelves if each.copy == copy]:
+            self._discard(self._shelves.pop(shape).clear())
+
+    def claim(self, shape: Shape) -> Ready | None:
         """A ready sandbox, still frozen, which is the caller's alone; None where there is none."""
         if not self._ceiling:
             return None
         now = self._busy_at = time.monotonic()
-        found, doubtful = self._shelf(shape).claim(now, lambda each: each.alive)
+        found, doubtful = self._shelf(shape).claim(now, lambda each: each.sandbox.alive)
         self._discard(doubtful)
         self._moved.set()
         return found
@@ -89,9 +125,12 @@ class Pool:
         """Somebody works: what can wait a moment waits."""
         self._busy_at = time.monotonic()
 
-    def _discard(self, sandboxes: list[Sandbox]) -> None:
-        for each in sandboxes:
-            self._discards.spawn(each.destroy(), name=f"discard {each.id}")
+    def _discard(self, ready: list[Ready]) -> None:
+        for each in ready:
+            self._discards.spawn(self._end_one(each.sandbox), name=f"discard {each.sandbox.id}")
+
+    async def _end_one(self, sandbox: Sandbox) -> None:
+        await self._end(sandbox)
 
     async def run(self) -> None:
         """Keep the shelves as the demand wants them, for ever."""
@@ -117,23 +156,26 @@ class Pool:
         while (now := time.monotonic()) < min(deadline, self._busy_at + _CALM_S):  # noqa: ASYNC110 - the clock ends it
             await asyncio.sleep(self._busy_at + _CALM_S - now)
 
-    async def _make(self, shape: Shape, shelf: Shelf[Sandbox]) -> None:
+    async def _make(self, shape: Shape, shelf: Shelf[Ready]) -> None:
         resources = replace(DEFAULT, memory_mb=shape.memory_mb, disk_mb=shape.disk_mb)
         try:
             sandbox = await Sandbox.prepare(
                 self._machine, new_id("sbx"), image=shape.image, resources=resources, in_background=True
             )
-            async with sandbox.undone_on_failure():
-                if shape.started:
-                    await sandbox.start()
-                    async with operate(sandbox.link, "stat", "/", user="0", allow_root=True) as first:
-                        await first.result()  # the first process of a sandbox takes twice as long as others
+            try:
+                execs = await self._furnish(shape, sandbox)
                 sandbox.freeze()
+            except BaseException:
+                await self._end(sandbox)
+                raise
         except (IsoboxError, OSError, TimeoutError) as error:
             pause = shelf.failed(time.monotonic())
             _log.warning("could not fill the pool", image=shape.image.name, error=str(error), pause_s=pause)
             return
-        shelf.put(time.monotonic(), sandbox)
+        if self._shelves.get(shape) is shelf:
+            shelf.put(time.monotonic(), Ready(sandbox, execs))
+        else:  # forgotten meanwhile
+            await self._end(sandbox)
 
     async def drain(self) -> None:
         """End everything that waits; `run` has been cancelled."""

@@ -20,7 +20,7 @@ from sandbox_api.host.local import LocalHost
 from sandbox_api.metrics import Metrics
 from sandbox_api.problems import Problem, from_error, invalid
 from sandbox_api.routes import contexts as context_routes
-from sandbox_api.routes import execs, files, sandboxes, snapshots, streams, system
+from sandbox_api.routes import execs, files, ports, sandboxes, snapshots, streams, system
 from sandbox_api.routes.context import Services
 from sandbox_api.services.contexts import ContextService
 from sandbox_api.services.copies import CopyService
@@ -70,11 +70,12 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
         copies = CopyService(settings, host, registry, life, exec_service, contexts, sandbox_service, tasks)
         await sandbox_service.recover()
         await host.begin()
+        await copies.keep_templates()
         tasks.spawn(sandbox_service.watch_ends(), name="ends")
         tasks.spawn(sandbox_service.watch_clock(), name="clock")
         tasks.spawn(copies.watch_expiry(), name="expiry")
         tasks.spawn(sandbox_service.watch_retention(), name="retention")
-        yield Services(host, registry, sandbox_service, parking, copies, contexts, exec_service, metrics)
+        yield Services(host, registry, sandbox_service, parking, copies, contexts, exec_service, tasks, metrics)
 
 
 def make_app(settings: Settings, store: Store) -> FastAPI:
@@ -104,6 +105,7 @@ def make_app(settings: Settings, store: Store) -> FastAPI:
         context_routes.router,
         streams.router,
         files.router,
+        ports.router,
         system.router,
     ):
         app.include_router(router)

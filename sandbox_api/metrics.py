@@ -40,7 +40,7 @@ class Metrics:
             gauge.clear()
         for each in shelves:
             shape = each.shape
-            labels = (shape.image.stem[:12], str(shape.memory_mb), "started" if shape.started else "created")
+            labels = (shape.image.stem[:12], str(shape.memory_mb), shape.kind)
             self.pool_ready.labels(*labels).set(each.ready)
             self.pool_age.labels(*labels).set(each.age_s)
             self.pool_claims.labels(*labels, "hit").set(each.hits)

@@ -6,6 +6,7 @@ from typing import Final
 
 from common.errors import IsoboxError
 from fs.errors import ImageError, ImageInvalid, UnknownImage
+from isolation.connections import PortClosed
 from isolation.errors import (
     ChannelViolation,
     CheckpointRefused,
@@ -60,6 +61,7 @@ _TITLES: Final = {
     422: "Invalid request",
     429: "Too many",
     500: "Internal error",
+    502: "Bad gateway",
     503: "Unavailable",
     504: "No answer in time",
     507: "No space",
@@ -101,6 +103,7 @@ _ERRORS: Final[Mapping[type[IsoboxError], tuple[int, str, bool]]] = {
     ImageError: (500, "image_failed", True),
     SandboxGone: (409, "sandbox_ended", False),
     CheckpointRefused: (409, "checkpoint_refused", True),
+    PortClosed: (502, "port_closed", True),
     DiskFull: (507, "disk_full", True),
     SnapshotUnusable: (409, "snapshot_unusable", False),
     GuestUnresponsive: (504, "guest_unresponsive", True),

@@ -69,6 +69,7 @@ def serve(settings: Settings) -> None:
             ws_per_message_deflate=False,
             ws_ping_interval=20,
             ws_ping_timeout=120,
+            server_header=False,
             access_log=False,
             log_level="warning",
             timeout_graceful_shutdown=_DRAIN_S,

@@ -1,5 +1,7 @@
 """`isobox`: what a person types."""
 
+import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import Iterable
@@ -13,9 +15,13 @@ try:
 except ImportError:  # the client was installed alone
     sys.exit("the isobox command needs its extra: pip install 'isobox[cli]'")
 
-from isobox import Sandbox
-from isobox.cli import stream
+from isobox import Sandbox, calls
+from isobox.cli import forward, stream
+from isobox.cli.say import complain, err
+from isobox.config import Config
 from isobox.errors import IsoboxError, NotFound
+from isobox.transport import Transport
+from isobox.values import Snapshot
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="gVisor sandboxes for agents.", pretty_exceptions_enable=False
@@ -24,8 +30,11 @@ files_app = typer.Typer(no_args_is_help=True, help="A sandbox's files.")
 image_app = typer.Typer(no_args_is_help=True, help="Images of this machine (as root, where the server runs).")
 app.add_typer(files_app, name="files")
 app.add_typer(image_app, name="image")
+ports_app = typer.Typer(no_args_is_help=True, help="What listens in a sandbox.")
+app.add_typer(ports_app, name="ports")
+snapshot_app = typer.Typer(no_args_is_help=True, help="Kept copies of sandboxes.")
+app.add_typer(snapshot_app, name="snapshot")
 out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 SandboxArgument = Annotated[str, typer.Argument(help="The sandbox's id.")]
@@ -176,6 +185,89 @@ def files_put(sandbox: SandboxArgument, source: Path, path: str) -> None:
     Sandbox.connect(sandbox).files.upload(source, path)
 
 
+@app.command()
+def code(
+    sandbox: SandboxArgument,
+    code: Annotated[str, typer.Argument(help="Code, or - to read it from standard input.")] = "-",
+    language: Annotated[str, typer.Option(help="python or node.")] = "python",
+    timeout_s: Annotated[float | None, typer.Option("--timeout", help="Seconds until it is interrupted.")] = None,
+) -> None:
+    """Run code in a sandbox's default context, which keeps its state."""
+    text = sys.stdin.read() if code == "-" else code
+    options = {} if timeout_s is None else {"timeout_s": timeout_s}
+    result = Sandbox.connect(sandbox).run(text, language=language, **options)
+    sys.stdout.write(result.stdout)
+    sys.stderr.write(result.stderr)
+    for shown in result.results:
+        print(shown.get("text/plain", ", ".join(shown)))
+    raise typer.Exit(result.exit_code or 0)
+
+
+@app.command()
+def fork(sandbox: SandboxArgument, count: Annotated[int, typer.Argument(help="How many children.")] = 1) -> None:
+    """Copy a running sandbox: children that go on beside it."""
+    for child in Sandbox.connect(sandbox).fork(count):
+        print(child.id)
+
+
+@app.command()
+def pause(sandbox: SandboxArgument) -> None:
+    """Copy a sandbox to disk and free its memory."""
+    print(Sandbox.connect(sandbox).pause().state)
+
+
+@app.command()
+def resume(sandbox: SandboxArgument) -> None:
+    """Let a paused sandbox go on."""
+    print(Sandbox.connect(sandbox).resume().state)
+
+
+@snapshot_app.command("create")
+def snapshot_create(
+    sandbox: SandboxArgument,
+    name: Annotated[str | None, typer.Option(help="A name for it.")] = None,
+    ttl_s: Annotated[float | None, typer.Option("--ttl", help="Seconds until it is deleted.")] = None,
+) -> None:
+    """Keep a copy of a running sandbox."""
+    print(Sandbox.connect(sandbox).snapshot(name, ttl_s=ttl_s).id)
+
+
+@snapshot_app.command("ls")
+def snapshot_ls() -> None:
+    """List snapshots."""
+    page = Transport(Config.find(None, None)).send(calls.snapshots("GET"))
+    found = [Snapshot.parse(raw) for raw in page["snapshots"]]
+    rows = [(s.id, s.name or "", f"{s.size_bytes >> 20} MiB", _moment(s.created_at), s.sandbox_id) for s in found]
+    _print_table(("ID", "NAME", "SIZE", "CREATED", "SANDBOX"), rows)
+
+
+@snapshot_app.command("rm")
+def snapshot_rm(snapshot: str) -> None:
+    """Delete a snapshot."""
+    Transport(Config.find(None, None)).send(calls.snapshots("DELETE", f"/{snapshot}"))
+
+
+@ports_app.command("ls")
+def ports_ls(sandbox: SandboxArgument) -> None:
+    """List the ports that something inside listens on."""
+    for port in Sandbox.connect(sandbox).ports():
+        print(port)
+
+
+@ports_app.command("forward")
+def ports_forward(
+    sandbox: SandboxArgument,
+    port: Annotated[int, typer.Argument(help="The port inside.", min=1, max=65535)],
+    listen: Annotated[str, typer.Option(help="HOST:PORT here; port 0 takes a free one.")] = "",
+) -> None:
+    """Lead a local port into a sandbox, until Ctrl-C."""
+    host, _, local = (listen or f"127.0.0.1:{port}").rpartition(":")
+    if not local.isdecimal():
+        raise typer.BadParameter("expected HOST:PORT, for example 127.0.0.1:8080")
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(forward.forward(Config.find(None, None), sandbox, port, host or "127.0.0.1", int(local)))
+
+
 @files_app.command("cat")
 def files_cat(sandbox: SandboxArgument, path: str) -> None:
     """Print a file."""
@@ -198,7 +290,7 @@ def image_ls() -> None:
 
 @image_app.command("build")
 def image_build(
-    names: Annotated[list[str], typer.Argument(help="Base images: python, node, base.")],
+    names: Annotated[list[str], typer.Argument(help="Base images: python, data, node, base.")],
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing about images that are ready.")] = False,
 ) -> None:
     """Build base images now rather than on first use."""
@@ -244,13 +336,13 @@ def main() -> None:
     try:
         app(prog_name="isobox")
     except IsoboxError as error:
-        err.print(f"[red]isobox:[/] {error}")
+        complain(str(error))
         sys.exit(1)
     except Exception as error:
         if (detail := getattr(error, "detail", None)) is None:
             raise
         hint = getattr(error, "hint", "")
-        err.print(f"[red]isobox:[/] {detail}" + (f"\n        {hint}" if hint else ""))
+        complain(detail + (f"\n        {hint}" if hint else ""))
         sys.exit(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

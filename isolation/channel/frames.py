@@ -64,6 +64,7 @@ class StartFlag(IntFlag):
     SELF = 2
     ROOT_OK = 4
     NO_STDIN = 8
+    DIAL = 16
 
 
 class Stage(IntEnum):

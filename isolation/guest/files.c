@@ -7,19 +7,6 @@
  * entries of `list` on stdout, of all others on stderr:
  *   type mode uid gid size mtime_ns name target      |      error errno detail
  */
-#define _GNU_SOURCE
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <ftw.h>
-#include <limits.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include "init.h"
 
 static char buffer[1 << 18];

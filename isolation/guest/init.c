@@ -10,24 +10,6 @@
  * host that comes back after any interruption says HELLO, then how far it got,
  * and hears the rest once and in order.
  */
-#define _GNU_SOURCE
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <signal.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/epoll.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
-#include <sys/signalfd.h>
-#include <sys/stat.h>
-#include <sys/uio.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include "init.h"
 
 #define CAP_LAST 40
@@ -59,6 +41,7 @@ struct exec {
 	pid_t pid;
 	int stage, error; /* of a failed start */
 	uint8_t tell, ended, forgotten, dead, terminal;
+	uint8_t dialling, socket; /* a connection, being made or made */
 	struct stream out[2];
 	struct source in_source;
 	int in;
@@ -124,6 +107,8 @@ static void close_source(struct source *s, int *fd)
 {
 	if (*fd < 0)
 		return;
+	if (s->exec->socket && s->kind == INPUT)
+		shutdown(*fd, SHUT_WR);
 	watch(s, *fd, 0, 0);
 	s->watched = 0;
 	close(*fd);
@@ -225,6 +210,8 @@ static void feed_input(struct exec *e)
 	watch(&e->in_source, e->in, EPOLLOUT, e->in_len > 0 || (e->in_eof && !e->in_closed));
 }
 
+static void exec_ended(struct exec *e, int status, const struct rusage *used);
+
 static void read_output(struct stream *s)
 {
 	static uint8_t waste[1 << 16];
@@ -238,6 +225,8 @@ static void read_output(struct stream *s)
 	while (n < 0 && errno == EINTR);
 	if (n == 0 || (n < 0 && errno != EAGAIN)) { /* EIO: the terminal's other side is closed */
 		close_source(&s->source, &s->fd);
+		if (s->source.exec->socket && !s->source.exec->ended) /* its other side has closed */
+			exec_ended(s->source.exec, 0, &(struct rusage){0});
 		settle(s->source.exec);
 		return;
 	}
@@ -319,9 +308,8 @@ static int parse_request(struct request *req)
 		return -1;
 	memcpy(&req->head, at, sizeof req->head);
 	at += sizeof req->head;
-	if (!(req->user = take(&at, end)) || !(req->cwd = take(&at, end)) || !req->head.argc)
-		return -1;
-	if (!(req->argv = take_list(&at, end, req->head.argc)))
+	if (!(req->user = take(&at, end)) || !(req->cwd = take(&at, end)) || !req->head.argc ||
+	    !(req->argv = take_list(&at, end, req->head.argc)))
 		return -1;
 	req->env = take_list(&at, end, req->head.envc);
 	return req->env ? 0 : -1;
@@ -343,14 +331,48 @@ static int open_stream(struct exec *e, int i, int fd)
 	return 0;
 }
 
+/* The dialled port has answered: e->in is connected, or never will be. */
+static void dialled(struct exec *e, int error)
+{
+	socklen_t n = sizeof error;
+	e->dialling = 0;
+	if (!error && getsockopt(e->in, SOL_SOCKET, SO_ERROR, &error, &n) == 0 && !error &&
+	    open_stream(e, 0, fcntl(e->in, F_DUPFD_CLOEXEC, 3)) < 0)
+		error = ENOMEM;
+	e->stage = error ? STAGE_SYSTEM : 0;
+	e->error = error;
+	e->tell |= TELL_STARTED;
+	if (error)
+		close_input(e);
+	watch(&e->in_source, e->in, EPOLLOUT, e->in_len > 0);
+}
+
+static void dial(struct exec *e, const char *port)
+{
+	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(port))};
+	to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	e->in = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	e->socket = e->dialling = 1;
+	if (e->in < 0 || (connect(e->in, (struct sockaddr *)&to, sizeof to) < 0 && errno != EINPROGRESS))
+		dialled(e, errno);
+	else
+		watch(&e->in_source, e->in, EPOLLOUT, 1);
+}
+
 static void start_process(struct exec *e, const struct frame *f)
 {
 	struct request req = {.flags = f->flags, .rows = (uint16_t)(f->aux >> 16), .cols = (uint16_t)f->aux};
 	struct spawned got = {.pid = -1, .in = -1, .out = -1, .err = -1, .stage = STAGE_REQUEST, .error = EINVAL};
-	if (parse_request(&req) == 0)
+	int parsed = parse_request(&req) == 0;
+	e->pid = -1;
+	if (parsed && f->flags & START_DIAL)
+		dial(e, req.argv[0]);
+	else if (parsed)
 		spawn(&req, &got);
 	free(req.argv);
 	free(req.env);
+	if (e->socket)
+		return;
 	e->terminal = (req.flags & START_PTY) != 0;
 	e->stage = got.stage;
 	e->error = got.error;
@@ -456,6 +478,10 @@ static void signal_session(pid_t session, int number)
 
 static void send_signal(struct exec *e, const struct frame *f)
 {
+	if (e->socket && !e->ended && !e->stage) { /* whatever the signal: it is over */
+		close_source(&e->out[0].source, &e->out[0].fd);
+		exec_ended(e, (int)f->aux & 0x7f, &(struct rusage){0});
+	}
 	if (e->ended || e->pid <= 0 || f->aux < 1 || f->aux > 64)
 		return;
 	if (f->flags && e->terminal) /* under job control each command is a group of its own */
@@ -500,7 +526,7 @@ static void hello(const uint8_t *payload)
 			settle(e);
 			continue;
 		}
-		e->tell = TELL_STARTED | TELL_STDIN | (e->ended ? TELL_EXIT : 0);
+		e->tell = (e->dialling ? 0 : TELL_STARTED) | TELL_STDIN | (e->ended ? TELL_EXIT : 0);
 		e->out[0].held = e->out[1].held = 1;
 	}
 }
@@ -716,7 +742,7 @@ static int handle(const struct epoll_event *ev)
 	struct signalfd_siginfo info; /* several ends may stand behind one; reap() asks for all */
 	switch (s->kind) {
 	case FROM_HOST: return hear();
-	case INPUT: feed_input(s->exec); break;
+	case INPUT: s->exec->dialling ? dialled(s->exec, 0) : feed_input(s->exec); break;
 	case OUTPUT: read_output(s->stream); break;
 	case TO_HOST: break; /* speak() follows every round */
 	case CHILDREN:

@@ -5,21 +5,6 @@
  * child shares our memory until it execs, so it can write down why it failed.
  * The child therefore calls nothing but system calls.
  */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/capability.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/resource.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include "init.h"
 
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -167,20 +152,13 @@ static void close_all(int *fds, int n)
 static int open_pipes(int ours[3], int theirs[3], int no_stdin)
 {
 	int p[2];
-	if (no_stdin) {
-		if ((theirs[0] = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0)
-			return -1;
-	} else {
+	if (no_stdin && (theirs[0] = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0)
+		return -1;
+	for (int i = no_stdin ? 1 : 0; i < 3; i++) {
 		if (pipe2(p, O_CLOEXEC) < 0)
 			return -1;
-		theirs[0] = p[0];
-		ours[0] = p[1];
-	}
-	for (int i = 1; i < 3; i++) {
-		if (pipe2(p, O_CLOEXEC) < 0)
-			return -1;
-		ours[i] = p[0];
-		theirs[i] = p[1];
+		ours[i] = p[i == 0];
+		theirs[i] = p[i != 0];
 	}
 	/* Larger pieces: the sentry charges by the call. */
 	fcntl(ours[1], F_SETPIPE_SZ, 1 << 20);

@@ -5,13 +5,6 @@
  * only if regular and of reasonable size, so that no trick with them can stop
  * PID 1.
  */
-#include <errno.h>
-#include <fcntl.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include "init.h"
 
 #define DATABASE_MAX (1 << 20)
@@ -37,13 +30,8 @@ static char *read_database(const char *path)
 static int split(char *line, char **field, int max)
 {
 	int n = 0;
-	while (n < max) {
-		field[n++] = line;
-		line = strchr(line, ':');
-		if (!line)
-			break;
-		*line++ = 0;
-	}
+	while (line && n < max)
+		field[n++] = strsep(&line, ":");
 	return n;
 }
 
@@ -101,14 +89,9 @@ static int known_groups(struct identity *who, const char *wanted)
 		char *f[4], *member, *rest = NULL;
 		if (split(line, f, 4) < 4 || !number(f[2], &gid))
 			continue;
-		if (wanted) {
-			if (strcmp(f[0], wanted) == 0) {
-				who->gid = gid;
-				found = 1;
-			}
-			continue;
-		}
-		for (member = strtok_r(f[3], ",", &rest); member; member = strtok_r(NULL, ",", &rest))
+		if (wanted && strcmp(f[0], wanted) == 0)
+			who->gid = gid, found = 1;
+		for (member = wanted ? NULL : strtok_r(f[3], ",", &rest); member; member = strtok_r(NULL, ",", &rest))
 			if (strcmp(member, who->name) == 0 && who->ngroups < GROUPS_MAX)
 				who->groups[who->ngroups++] = gid;
 	}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from isolation.cgroups import Usage as Usage
+from isolation.connections import Listener as Listener
 from isolation.execlog import EventType as EventType
 from isolation.execs import ExecEnd as ExecEnd
 from isolation.execs import ExecSpec as ExecSpec
@@ -43,6 +44,27 @@ class CopyFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class TemplateExec:
+    """An exec in a copy: its original's id, and what its log begins with of each stream (a frame that was cut)."""
+
+    id: str
+    number: int
+    argv: list[str]
+    spec: ExecSpec
+    rest: tuple[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A kept copy to make ready sandboxes of."""
+
+    copy: CopyFacts
+    image_digest: str
+    resources: Resources
+    execs: list[TemplateExec]
+
+
+@dataclass(frozen=True, slots=True)
 class KnownExec:
     """An exec of an earlier server, to go on with."""
 
@@ -51,8 +73,62 @@ class KnownExec:
     spec: ExecSpec
 
 
+class Files(Protocol):
+    """Files in sandboxes, as the given user; `isolation.files.FileFailed` too."""
+
+    async def stat(self, sandbox: str, path: str, user: str) -> Entry:
+        """What lies at path."""
+
+    async def list_folder(self, sandbox: str, path: str, depth: int, user: str) -> list[Entry]:
+        """What a folder holds, names relative to it."""
+
+    def read(self, sandbox: str, path: str, offset: int, length: int, user: str) -> AsyncIterator[Entry | bytes]:
+        """The file's entry first, then its bytes from offset on (negative: from the end), length of them (-1: all)."""
+
+    async def write(
+        self, sandbox: str, path: str, size: int, mode: int | None, contents: AsyncIterator[bytes], user: str
+    ) -> Entry:
+        """Replace a file as a whole; size is -1 where it is not known beforehand."""
+
+    async def mkdir(self, sandbox: str, path: str, parents: bool, user: str) -> Entry:
+        """Make a folder."""
+
+    async def remove(self, sandbox: str, path: str, recursive: bool, user: str) -> None:
+        """Delete a file or folder."""
+
+
+class Ports(Protocol):
+    """What listens in sandboxes."""
+
+    async def dial(self, sandbox: str, port: int) -> str:
+        """Connect to a port: the connection's name. `isolation.connections.PortClosed` where nothing listens."""
+
+    async def receive(self, connection: str) -> bytes:
+        """What came over it; b"" at its end."""
+
+    async def transmit(self, connection: str, data: bytes) -> bool:
+        """Send; False when the other side takes no more."""
+
+    def end_transmission(self, connection: str) -> None:
+        """Nothing more will be sent."""
+
+    async def hang_up(self, connection: str) -> None:
+        """Close it."""
+
+    async def listeners(self, sandbox: str, user: str) -> list[Listener]:
+        """What listens inside."""
+
+
 class Host(Protocol):
     """One machine."""
+
+    @property
+    def files(self) -> Files:
+        """Files in its sandboxes."""
+
+    @property
+    def ports(self) -> Ports:
+        """Ports in its sandboxes."""
 
     async def start(self) -> None:
         """Get ready."""
@@ -114,16 +190,22 @@ class Host(Protocol):
     async def prepare_sandbox(self, image_digest: str, resources: Resources) -> str:
         """A sandbox that waits for `restore_sandbox`: its id. `destroy_sandbox` gives it back."""
 
+    def claim_template(self, template: Template, resources: Resources) -> tuple[str, dict[str, str]] | None:
+        """Take a sandbox that goes on from this copy already: its id, and its execs by their originals' ids.
+
+        None where none is ready; the more often that is asked for, the more are.
+        """
+
+    def keep_template(self, template: Template) -> None:
+        """Have some of it ready from now on, asked for or not, until the copy is dropped."""
+
     async def restore_sandbox(
         self, id_: str, copy: CopyFacts, image_digest: str, resources: Resources, execs: list[KnownExec]
     ) -> set[str]:
         """Let a copy run as the sandbox of that id, prepared or not; returns the execs that it does not hold."""
 
     async def pause_sandbox(self, id_: str) -> CopyFacts:
-        """Copy it and stop it there: nothing happens inside from now on, until `park_sandbox` or `unpause_sandbox`."""
-
-    async def unpause_sandbox(self, id_: str) -> None:
-        """Let it go on after all."""
+        """Copy it and stop it there: nothing happens inside from now on, and `park_sandbox` follows."""
 
     async def park_sandbox(self, id_: str) -> None:
         """End what `pause_sandbox` stopped: its copy is all that is left; its execs wait for `restore_sandbox`."""
@@ -189,25 +271,3 @@ class Host(Protocol):
 
     def unfollow(self, sandbox: str, id_: str, follower: str) -> None:
         """The follower is gone."""
-
-    # ---- files, as the given user
-
-    async def stat(self, sandbox: str, path: str, user: str) -> Entry:
-        """What lies at path."""
-
-    async def list_folder(self, sandbox: str, path: str, depth: int, user: str) -> list[Entry]:
-        """What a folder holds, names relative to it."""
-
-    def read(self, sandbox: str, path: str, offset: int, length: int, user: str) -> AsyncIterator[Entry | bytes]:
-        """The file's entry first, then its bytes from offset on (negative: from the end), length of them (-1: all)."""
-
-    async def write(
-        self, sandbox: str, path: str, size: int, mode: int | None, contents: AsyncIterator[bytes], user: str
-    ) -> Entry:
-        """Replace a file as a whole; size is -1 where it is not known beforehand."""
-
-    async def mkdir(self, sandbox: str, path: str, parents: bool, user: str) -> Entry:
-        """Make a folder."""
-
-    async def remove(self, sandbox: str, path: str, recursive: bool, user: str) -> None:
-        """Delete a file or folder."""

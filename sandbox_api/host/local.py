@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
-import errno
+import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from isolation import cgroups, execlog, runsc
 from isolation.channel.link import GuestExec
 from isolation.errors import ChannelLost, DiskFull, SandboxGone, SnapshotUnusable
 from isolation.execs import Exec, ExecEnd, ExecSpec
-from isolation.files import Entry, FileFailed, Operation, operate
+from isolation.files import operate
 from isolation.freezer import Freezer
 from isolation.guest import build
 from isolation.keeper import Keeper
@@ -29,7 +29,9 @@ from isolation.pool import Pool, Shape, ShelfFacts
 from isolation.sandbox import End, Machine, Sandbox, post_mortem
 from isolation.snapshots import Copy, Maker, SnapshotFolder, cpu_features
 from isolation.spec import DEFAULT, Resources
-from sandbox_api.host.interface import CopyFacts, EventType, ImageFacts, KnownExec, Usage
+from sandbox_api.host.interface import CopyFacts, EventType, ImageFacts, KnownExec, Template, TemplateExec, Usage
+from sandbox_api.host.local_files import LocalFiles
+from sandbox_api.host.local_ports import LocalPorts
 from sandbox_api.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -50,7 +52,10 @@ class LocalHost:
         self._snapshots = SnapshotFolder(settings.state / "snapshots")
         self._copies: dict[str, Copy] = {}
         self._prepared: dict[str, Sandbox] = {}
+        self._templates: dict[str, Template] = {}
         self._holds: Counter[str] = Counter()
+        self.files = LocalFiles(self._sandbox, allow_root=settings.allow_root)
+        self.ports = LocalPorts(self._sandbox, self.files)
         self._cpu = cpu_features(Path("/proc/cpuinfo").read_text())
         self._freezer = Freezer(settings.freeze_after_s, lambda: list(self._sandboxes.values()))
         self._tasks = TaskOwner()
@@ -73,7 +78,13 @@ class LocalHost:
         self._tasks.spawn(self._keeper.watch(), name="keeper")
         self._held = self._keeper.take_all()
         self._machine = Machine(chosen, layout, self._keeper, run)
-        self._pool = Pool(self._machine, floor=self._settings.pool_floor, ceiling=self._settings.pool_ceiling)
+        self._pool = Pool(
+            self._machine,
+            floor=self._settings.pool_floor,
+            ceiling=self._settings.pool_ceiling,
+            furnish=self._furnish,
+            discard=self._discard,
+        )
 
     async def begin(self) -> None:
         if (image := self._images.ready(self._settings.pool_image)) is not None:
@@ -133,11 +144,11 @@ class LocalHost:
         shape = self._shape(found, resources)
         if image == self._settings.pool_image and shape == self._shape(found, DEFAULT):
             self._warm_pool.keep_warm(shape)
-        if (sandbox := self._warm_pool.claim(shape)) is None:
+        if (ready := self._warm_pool.claim(shape)) is None:
             return None
-        self._adopt(sandbox)
-        sandbox.claim(resources)
-        return sandbox.id
+        self._adopt(ready.sandbox)
+        ready.sandbox.claim(resources)
+        return ready.sandbox.id
 
     async def create_sandbox(self, id_: str, image: str, resources: Resources) -> None:
         path = self._images.path(await self._image(image))
@@ -243,6 +254,8 @@ class LocalHost:
         return Maker(self._here.runsc.release, self._here.runsc.platform, self._cpu)
 
     async def drop_copy(self, name: str) -> None:
+        if self._templates.pop(name, None) is not None:
+            self._warm_pool.forget(name)
         if (copy := self._copies.pop(name, None)) is not None:
             copy.close()
         else:
@@ -263,7 +276,7 @@ class LocalHost:
             raise SnapshotUnusable("the image that it was made with is gone", hint="make another one")
         shape = Shape(path, resources.memory_mb, resources.disk_mb, started=False)
         if pooled and (ready := self._warm_pool.claim(shape)) is not None:
-            return ready
+            return ready.sandbox
         return await Sandbox.prepare(self._here, id_, image=path, resources=resources)
 
     async def restore_sandbox(
@@ -285,6 +298,77 @@ class LocalHost:
                 opened.close()
         self._adopt(sandbox)
         return self._go_on(sandbox, known, missing)
+
+    # ---- what waits in the pool
+
+    async def _furnish(self, shape: Shape, sandbox: Sandbox) -> dict[str, str]:
+        if shape.copy:
+            return await self._restore_template(self._templates[shape.copy], sandbox)
+        if shape.started:
+            await sandbox.start()
+            async with operate(sandbox.link, "stat", "/", user="0", allow_root=True) as first:
+                await first.result()  # the first process of a sandbox takes twice as long as others
+        return {}
+
+    async def _restore_template(self, template: Template, sandbox: Sandbox) -> dict[str, str]:
+        own: dict[int, tuple[str, str]] = {}
+        guests = []
+        for each in template.execs:
+            id_ = new_id("exe")
+            exec_ = self._execs[sandbox.id, id_] = self._begun(sandbox, id_, each)
+            own[each.number] = each.id, id_
+            guests.append(exec_.prepare_resume(each.number))
+        opened = await asyncio.to_thread(self._snapshots.open, template.copy.name, template.copy.digest, self._maker)
+        try:
+            with opened.reading() as fds:
+                missing = await sandbox.restore(fds, guests)
+        finally:
+            opened.close()
+        for number in missing:
+            self._execs.pop((sandbox.id, own.pop(number)[1])).log.close()
+        for _, id_ in own.values():
+            self._execs[sandbox.id, id_].resumed(sandbox.link, nullcontext())
+        return dict(own.values())
+
+    def _begun(self, sandbox: Sandbox, id_: str, template: TemplateExec) -> Exec:
+        """An exec of a copy, its log in the sandbox's own folder until somebody claims it."""
+        folder = sandbox.folder / "logs"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        exec_ = Exec(template.spec, folder / id_)
+        said = {"exec_id": id_, "argv": template.argv, "forked_from": template.id}
+        exec_.log.append(EventType.STARTED, json.dumps(said).encode())
+        for type_, data in zip((EventType.STDOUT, EventType.STDERR), template.rest, strict=True):
+            if data:
+                exec_.log.append(type_, data)
+        return exec_
+
+    async def _discard(self, sandbox: Sandbox) -> None:
+        for key in [key for key in self._execs if key[0] == sandbox.id]:
+            self._execs.pop(key).log.close()
+        await sandbox.destroy()
+
+    def _template_shape(self, template: Template, resources: Resources) -> Shape:
+        self._templates[template.copy.name] = template
+        path = self._images.file(template.image_digest)
+        return Shape(path, resources.memory_mb, resources.disk_mb, started=False, copy=template.copy.name)
+
+    def keep_template(self, template: Template) -> None:
+        self._warm_pool.keep_warm(self._template_shape(template, template.resources))
+
+    def claim_template(self, template: Template, resources: Resources) -> tuple[str, dict[str, str]] | None:
+        ready = self._warm_pool.claim(self._template_shape(template, resources))
+        if ready is None:
+            return None
+        sandbox = ready.sandbox
+        if ready.execs:
+            (sandbox.folder / "logs").rename(self._logs / sandbox.id)
+        self._adopt(sandbox)
+        for id_ in ready.execs.values():
+            exec_ = self._execs[sandbox.id, id_]
+            if exec_.spec.keeps_awake:
+                exec_.holds_sandbox.enter_context(sandbox.in_use())
+        sandbox.claim(resources)
+        return sandbox.id, dict(ready.execs)
 
     def _known(self, sandbox: str, each: KnownExec) -> GuestExec:
         known = self._execs.get((sandbox, each.id))
@@ -319,11 +403,6 @@ class LocalHost:
             copy.close()
             sandbox.end_use()
             raise
-
-    async def unpause_sandbox(self, id_: str) -> None:
-        sandbox = self._sandbox(id_)
-        await sandbox.unpause()
-        sandbox.end_use()
 
     async def park_sandbox(self, id_: str) -> None:
         sandbox = self._sandbox(id_)
@@ -434,59 +513,6 @@ class LocalHost:
 
     def unfollow(self, sandbox: str, id_: str, follower: str) -> None:
         self._with_exec(sandbox, id_, lambda each: each.unfollow(follower))
-
-    # ---- files
-
-    @contextlib.asynccontextmanager
-    async def _operate(
-        self, sandbox: str, name: str, path: str, argument: str, user: str, *, stdin: bool = False
-    ) -> AsyncIterator[Operation]:
-        owner, root = self._sandbox(sandbox), self._settings.allow_root
-        with owner.in_use():
-            async with operate(owner.link, name, path, argument, user=user, allow_root=root, stdin=stdin) as operation:
-                yield operation
-
-    async def _entry(self, sandbox: str, name: str, path: str, argument: str, user: str) -> Entry:
-        async with self._operate(sandbox, name, path, argument, user) as operation:
-            return _required(await operation.result(), path)
-
-    async def stat(self, sandbox: str, path: str, user: str) -> Entry:
-        return await self._entry(sandbox, "stat", path, "", user)
-
-    async def list_folder(self, sandbox: str, path: str, depth: int, user: str) -> list[Entry]:
-        async with self._operate(sandbox, "list", path, str(depth), user) as operation:
-            return await operation.listing()
-
-    async def read(self, sandbox: str, path: str, offset: int, length: int, user: str) -> AsyncIterator[Entry | bytes]:
-        async with self._operate(sandbox, "read", path, f"{offset}:{length}", user) as operation:
-            yield await operation.head()
-            async for piece in operation.contents():
-                yield piece
-            await operation.result()
-
-    async def write(
-        self, sandbox: str, path: str, size: int, mode: int | None, contents: AsyncIterator[bytes], user: str
-    ) -> Entry:
-        argument = f"{size}" if mode is None else f"{size}:{mode:o}"
-        async with self._operate(sandbox, "write", path, argument, user, stdin=True) as operation:
-            async for piece in contents:
-                if not await operation.feed(piece):
-                    break
-            operation.end()
-            return _required(await operation.result(), path)
-
-    async def mkdir(self, sandbox: str, path: str, parents: bool, user: str) -> Entry:
-        return await self._entry(sandbox, "mkdir", path, "1" if parents else "0", user)
-
-    async def remove(self, sandbox: str, path: str, recursive: bool, user: str) -> None:
-        async with self._operate(sandbox, "remove", path, "1" if recursive else "0", user) as operation:
-            await operation.result()
-
-
-def _required(entry: Entry | None, path: str) -> Entry:
-    if entry is None:
-        raise FileFailed(errno.EIO, path)
-    return entry
 
 
 def _facts(image: Image) -> ImageFacts:

@@ -12,11 +12,15 @@ FORK_MAX = 64
 
 
 class CreateSnapshot(Strict):
-    """A copy to keep: `memory` holds processes, contexts and files, taken in one standstill."""
+    """A copy to keep: `memory` holds processes, contexts and files, taken in one standstill.
+
+    Of a `template` some sandboxes are kept ready, restored and frozen.
+    """
 
     kind: Literal["memory"] = "memory"
     name: Annotated[Text, Field(max_length=128)] | None = None
     ttl_s: Seconds | None = None
+    template: bool = False
 
 
 class Snapshot(BaseModel):
@@ -25,6 +29,7 @@ class Snapshot(BaseModel):
     id: str
     kind: Literal["memory"]
     name: str | None
+    template: bool
     sandbox_id: str
     image: str
     image_digest: str

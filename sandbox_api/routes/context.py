@@ -7,6 +7,7 @@ from fastapi import Depends, Path
 from starlette.requests import HTTPConnection
 
 from common.ids import is_id
+from common.tasks import TaskOwner
 from sandbox_api.host.interface import Host
 from sandbox_api.metrics import Metrics
 from sandbox_api.models.common import ProblemDocument
@@ -30,6 +31,7 @@ class Services:
     copies: CopyService
     contexts: ContextService
     execs: ExecService
+    tasks: TaskOwner
     metrics: Metrics
 
 

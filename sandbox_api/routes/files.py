@@ -55,7 +55,7 @@ async def read(
     path = checked_path(path)
     offset, length = _parse_range(range_)
     who = await _user(use, tenant, sandbox_id, user)
-    contents = use.host.read(sandbox_id, path, offset, length, who)
+    contents = use.host.files.read(sandbox_id, path, offset, length, who)
     entry = await anext(contents)
     assert isinstance(entry, Entry)
     headers = {"Accept-Ranges": "bytes", "X-Isobox-Mode": f"{entry.mode:04o}"}
@@ -111,7 +111,7 @@ async def write(
     declared = request.headers.get("content-length", "")
     size = int(declared) if declared.isdecimal() else -1
     bits = None if mode is None else int(mode, 8)
-    entry = await use.host.write(sandbox_id, path, size, bits, request.stream(), who)
+    entry = await use.host.files.write(sandbox_id, path, size, bits, request.stream(), who)
     return FileInfo.of(entry, path)
 
 
@@ -129,7 +129,7 @@ async def delete(
     if path == "/":
         raise invalid("the root folder cannot be deleted", "terminate the sandbox instead")
     who = await _user(use, tenant, sandbox_id, user)
-    await use.host.remove(sandbox_id, path, recursive, who)
+    await use.host.files.remove(sandbox_id, path, recursive, who)
 
 
 @router.get("/list", responses=problems(403, 409))
@@ -144,7 +144,7 @@ async def list_(
     """What a folder holds, depth levels of it."""
     path = checked_path(path)
     who = await _user(use, tenant, sandbox_id, user)
-    entries = await use.host.list_folder(sandbox_id, path, depth, who)
+    entries = await use.host.files.list_folder(sandbox_id, path, depth, who)
     infos = [FileInfo.of(entry, f"{path.rstrip('/')}/{entry.name}") for entry in entries]
     return FileList(entries=sorted(infos, key=lambda info: info.path))
 
@@ -156,7 +156,7 @@ async def stat(
     """A file's own data; a link is not followed."""
     path = checked_path(path)
     who = await _user(use, tenant, sandbox_id, user)
-    return FileInfo.of(await use.host.stat(sandbox_id, path, who), path)
+    return FileInfo.of(await use.host.files.stat(sandbox_id, path, who), path)
 
 
 class MakeDirectory(Strict):
@@ -172,4 +172,4 @@ async def mkdir(use: Use, tenant: Tenant, sandbox_id: SandboxId, request: MakeDi
     """Make a folder, with parents (the default) those above it too; one that is there already is fine then."""
     path = checked_path(request.path)
     who = await _user(use, tenant, sandbox_id, request.user)
-    return FileInfo.of(await use.host.mkdir(sandbox_id, path, request.parents, who), path)
+    return FileInfo.of(await use.host.files.mkdir(sandbox_id, path, request.parents, who), path)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from common.errors import IsoboxError
 from common.ids import new_id
 from common.tasks import TaskOwner
-from sandbox_api.host.interface import CopyFacts, Host
+from sandbox_api.host.interface import CopyFacts, Host, Resources, Template, TemplateExec
 from sandbox_api.lifecycle import Event as LifeEvent
 from sandbox_api.lifecycle import State
 from sandbox_api.models.common import time_of
@@ -104,9 +104,12 @@ class CopyService:
             contexts=[asdict(each) for each in origin.contexts],
             kind=request.kind,
             name=request.name,
+            template=request.template,
             expires_at=None if request.ttl_s is None else now + request.ttl_s,
         )
         await self._store.save_snapshot(record)
+        if record.template:
+            self._host.keep_template(self._template(record))
         return record
 
     async def get(self, tenant: str, id_: str) -> SnapshotRecord:
@@ -146,11 +149,40 @@ class CopyService:
         execs = [ExecRecord(**each) for each in snapshot.execs]
         origin = _Origin(fields, execs, [ContextRecord(**each) for each in snapshot.contexts])
         with self._registry.places(1, self._settings.max_sandboxes):
-            self._reserve_memory(snapshot.size_bytes)
-            id_ = await self._prepare(fields)
-            making = self._make(id_, tenant, origin, copy, snapshot=snapshot.id)
+            id_, own = self._claim(snapshot, fields) or (None, None)
+            if id_ is None:
+                self._reserve_memory(snapshot.size_bytes)
+                id_ = await self._prepare(fields)
+            making = self._make(id_, tenant, origin, copy, snapshot=snapshot.id, own=own)
             live = await asyncio.shield(self._tasks.spawn(making, name=f"restore {id_}"))
         return live.record
+
+    def _claim(self, snapshot: SnapshotRecord, fields: dict[str, Any]) -> tuple[str, dict[str, str]] | None:
+        return self._host.claim_template(self._template(snapshot), Resources(**fields["resources"]))
+
+    def _template(self, snapshot: SnapshotRecord) -> Template:
+        made = SandboxRecord(id="", tenant="", state=State.CREATING, created_at=0.0, **snapshot.sandbox)
+        assert made.image_digest is not None
+        records = [ExecRecord(**each) for each in snapshot.execs]
+        execs = [
+            TemplateExec(
+                each.id,
+                each.number,
+                each.argv,
+                # What the log is seeded with counts among the bytes that the log has.
+                self._execs.known(each, made).spec,
+                (base64.b64decode(each.rest[0]), base64.b64decode(each.rest[1])),
+            )
+            for each in records
+            if each.role != "run"
+        ]
+        copy = CopyFacts(snapshot.id, snapshot.digest, snapshot.size_bytes, {})
+        return Template(copy, made.image_digest, host_resources(made), execs)
+
+    async def keep_templates(self) -> None:
+        """After a start: have ready what was marked as a template."""
+        for snapshot in await self._store.template_snapshots():
+            self._host.keep_template(self._template(snapshot))
 
     # ---- forks
 
@@ -239,7 +271,9 @@ class CopyService:
         *,
         parent: str | None = None,
         snapshot: str | None = None,
+        own: dict[str, str] | None = None,
     ) -> Live:
+        """With own it runs already, its execs under these ids; else it is restored."""
         began = time.time()
         record = SandboxRecord(
             id=id_,
@@ -250,20 +284,19 @@ class CopyService:
             snapshot=snapshot,
             **origin.sandbox,
         )
-        execs, contexts = _copied(origin, id_)
+        execs, contexts = _copied(origin, id_, own or {})
         record.main = next((e.id for e in execs if e.forked_from == origin.sandbox.get("main")), None)
         live = Live(record, EventLog(self._host.log_path(id_, EVENTS)))
         self._registry.live[id_] = live
         await self._store.save_sandbox(record)
         try:
-            assert record.image_digest is not None
-            for each in execs:
-                self._execs.seed_log(each)
-            known = [self._execs.known(each, record) for each in execs if each.role != "run"]
-            never = await self._host.restore_sandbox(id_, copy, record.image_digest, host_resources(record), known)
+            if own is None:
+                never = await self._restore(record, copy, execs)
+            else:
+                never = {each.id for each in execs if each.forked_from not in own}
             for each in execs:
                 if each.id not in never and each.role != "run":
-                    await self._execs.adopted(live, each)
+                    await self._execs.adopted(live, each, announced=own is not None)
             await self._contexts.adopt(live, contexts, [each for each in execs if each.role == "run"])
             await self._life.started(live, began)
         except BaseException as error:
@@ -275,15 +308,27 @@ class CopyService:
         self._sandboxes.begun(live)
         return live
 
+    async def _restore(self, record: SandboxRecord, copy: CopyFacts, execs: list[ExecRecord]) -> set[str]:
+        assert record.image_digest is not None
+        for each in execs:
+            self._execs.seed_log(each)
+        known = [self._execs.known(each, record) for each in execs if each.role != "run"]
+        return await self._host.restore_sandbox(record.id, copy, record.image_digest, host_resources(record), known)
+
 
 def _fields(record: SandboxRecord) -> dict[str, Any]:
     return {name: getattr(record, name) for name in (*_INHERITED, *_INHERITED_TIMES)}
 
 
-def _copied(origin: _Origin, sandbox_id: str) -> tuple[list[ExecRecord], list[ContextRecord]]:
+def _copied(origin: _Origin, sandbox_id: str, own: dict[str, str]) -> tuple[list[ExecRecord], list[ContextRecord]]:
     """The origin's execs and contexts as the copy's own: new ids, and whose they were."""
     execs = [
-        ExecRecord(**(asdict(each) | {"id": new_id("exe"), "sandbox_id": sandbox_id, "forked_from": each.id}))
+        ExecRecord(
+            **(
+                asdict(each)  # a deep copy: children must not share their lists
+                | {"id": own.get(each.id) or new_id("exe"), "sandbox_id": sandbox_id, "forked_from": each.id}
+            )
+        )
         for each in origin.execs
     ]
     exec_ids = {each.forked_from: each.id for each in execs}
@@ -344,6 +389,7 @@ def describe(record: SnapshotRecord) -> Snapshot:
         id=record.id,
         kind=record.kind,
         name=record.name,
+        template=record.template,
         sandbox_id=record.sandbox_id,
         image=record.sandbox["image"],
         image_digest=record.sandbox["image_digest"],

@@ -247,11 +247,12 @@ class ExecService:
                     log.append(type_, base64.b64decode(text))
             log.close()
 
-    async def adopted(self, live: Live, record: ExecRecord) -> None:
-        """A copy's exec, which goes on: from now on it is one of this sandbox's."""
+    async def adopted(self, live: Live, record: ExecRecord, *, announced: bool) -> None:
+        """A copy's exec, which goes on: from now on it is one of this sandbox's. Its log may have announced it."""
         live.execs[record.id] = record
         record.started_at = time.time()
-        self._note_start(record)
+        if not announced:
+            self._note_start(record)
         await self._store.save_exec(record)
         self._tasks.spawn(self._finish(live, record), name=f"exec {record.id}")
 

@@ -104,4 +104,5 @@ class SnapshotRecord:
     contexts: list[dict[str, Any]] = field(default_factory=list)
     kind: Literal["memory"] = "memory"
     name: str | None = None
+    template: bool = False
     expires_at: float | None = None

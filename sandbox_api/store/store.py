@@ -228,6 +228,11 @@ class Store:
             query, values = query + " where expires_at <= ?", [expired_at]
         return [row[0] for row in self._db.execute(query, values)]
 
+    async def template_snapshots(self) -> list[SnapshotRecord]:
+        """All tenants' that were marked as templates."""
+        rows = self._db.execute("select doc from snapshots where json_extract(doc, '$.template')")
+        return [SnapshotRecord(**json.loads(row[0])) for row in rows]
+
     async def snapshot_bytes(self) -> int:
         """What all of them take on disk."""
         row = self._db.execute("select sum(json_extract(doc, '$.size_bytes')) from snapshots").fetchone()

@@ -34,11 +34,12 @@ def test_no_request_makes_the_server_fail(server: Server) -> None:
 
 
 def ask(server: Server) -> "subprocess.CompletedProcess[str]":
+    # One worker: with two, Python 3.11 sometimes fails in ast.parse, which two threads share.
     return subprocess.run(
         [
             str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json",
             "--header", f"Authorization: Bearer {server.key}", "--checks", "not_a_server_error,response_schema_conformance",
-            "--max-examples", "12", "--seed", "1", "--request-timeout", "30", "--workers", "2", "--no-color",
+            "--max-examples", "12", "--seed", "1", "--request-timeout", "30", "--workers", "1", "--no-color",
             "--exclude-path-regex", "stream|events|pause|wait",
             "--exclude-operation-id", "terminate_v1_sandboxes__sandbox_id__delete", "--phases", "examples,coverage,fuzzing", "--generation-database", "none",
         ],

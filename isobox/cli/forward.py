@@ -1,0 +1,52 @@
+"""A local port that leads into a sandbox: each connection a websocket of its own."""
+
+import asyncio
+import contextlib
+import socket
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from isobox.cli.say import complain
+from isobox.config import Config
+
+_PIECE = 64 << 10
+
+
+async def forward(config: Config, sandbox: str, port: int, host: str, local: int) -> None:
+    """Listen on host:local and pass each connection on, until cancelled."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, ConnectionClosed):
+            await _pass_on(config, f"/v1/sandboxes/{sandbox}/ports/{port}/tcp", reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, host, local, family=socket.AF_UNSPEC)
+    bound = server.sockets[0].getsockname()
+    print(f"{bound[0]}:{bound[1]} leads to port {port} of {sandbox}; Ctrl-C ends it", flush=True)
+    async with server:
+        await server.serve_forever()
+
+
+async def _pass_on(config: Config, path: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    url = "ws" + config.url.removeprefix("http") + path
+    try:
+        async with connect(
+            url, additional_headers=config.headers, max_size=None, compression=None, proxy=None
+        ) as there:
+            up = asyncio.get_running_loop().create_task(_up(reader, there), name="up")
+            try:
+                async for piece in there:
+                    writer.write(piece if isinstance(piece, bytes) else piece.encode())
+                    await writer.drain()
+            finally:
+                up.cancel()
+                await asyncio.gather(up, return_exceptions=True)
+    except InvalidStatus as error:
+        complain(f"refused: {error.response.status_code} {error.response.body.decode(errors='replace')[:300]}")
+
+
+async def _up(reader: asyncio.StreamReader, there: ClientConnection) -> None:
+    while piece := await reader.read(_PIECE):
+        await there.send(piece)
+    await there.send(b"")

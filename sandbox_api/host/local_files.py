@@ -1,0 +1,67 @@
+"""Files in this machine's sandboxes, by PID 1's own program."""
+
+import contextlib
+import errno
+from collections.abc import AsyncIterator, Callable
+
+from isolation.files import Entry, FileFailed, Operation, operate
+from isolation.sandbox import Sandbox
+
+
+class LocalFiles:
+    """See `sandbox_api.host.interface.Files`."""
+
+    def __init__(self, sandbox: Callable[[str], Sandbox], *, allow_root: bool) -> None:
+        self._sandbox = sandbox
+        self._allow_root = allow_root
+
+    @contextlib.asynccontextmanager
+    async def _operate(
+        self, sandbox: str, name: str, path: str, argument: str, user: str, *, stdin: bool = False
+    ) -> AsyncIterator[Operation]:
+        owner, root = self._sandbox(sandbox), self._allow_root
+        with owner.in_use():
+            async with operate(owner.link, name, path, argument, user=user, allow_root=root, stdin=stdin) as operation:
+                yield operation
+
+    async def _entry(self, sandbox: str, name: str, path: str, argument: str, user: str) -> Entry:
+        async with self._operate(sandbox, name, path, argument, user) as operation:
+            return _required(await operation.result(), path)
+
+    async def stat(self, sandbox: str, path: str, user: str) -> Entry:
+        return await self._entry(sandbox, "stat", path, "", user)
+
+    async def list_folder(self, sandbox: str, path: str, depth: int, user: str) -> list[Entry]:
+        async with self._operate(sandbox, "list", path, str(depth), user) as operation:
+            return await operation.listing()
+
+    async def read(self, sandbox: str, path: str, offset: int, length: int, user: str) -> AsyncIterator[Entry | bytes]:
+        async with self._operate(sandbox, "read", path, f"{offset}:{length}", user) as operation:
+            yield await operation.head()
+            async for piece in operation.contents():
+                yield piece
+            await operation.result()
+
+    async def write(
+        self, sandbox: str, path: str, size: int, mode: int | None, contents: AsyncIterator[bytes], user: str
+    ) -> Entry:
+        argument = f"{size}" if mode is None else f"{size}:{mode:o}"
+        async with self._operate(sandbox, "write", path, argument, user, stdin=True) as operation:
+            async for piece in contents:
+                if not await operation.feed(piece):
+                    break
+            operation.end()
+            return _required(await operation.result(), path)
+
+    async def mkdir(self, sandbox: str, path: str, parents: bool, user: str) -> Entry:
+        return await self._entry(sandbox, "mkdir", path, "1" if parents else "0", user)
+
+    async def remove(self, sandbox: str, path: str, recursive: bool, user: str) -> None:
+        async with self._operate(sandbox, "remove", path, "1" if recursive else "0", user) as operation:
+            await operation.result()
+
+
+def _required(entry: Entry | None, path: str) -> Entry:
+    if entry is None:
+        raise FileFailed(errno.EIO, path)
+    return entry

@@ -1,0 +1,1 @@
+"""HTTP and websockets passed on to a program that listens inside a sandbox."""
