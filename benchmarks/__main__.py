@@ -6,14 +6,16 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 from websockets.sync.client import connect
 
-from benchmarks.peers import Peer, available
+from benchmarks import copies
+from benchmarks.peers import Peer, Podman, available
 from benchmarks.rows import Row, alone, beside, p99, save, table
 from fs.images import ImageStore
 from isobox import Sandbox
@@ -160,6 +162,17 @@ def many_cycles(http: httpx.Client) -> list[float]:
         return list(pool.map(lambda _: timed(cycle), range(100)))
 
 
+@contextmanager
+def serving(**environment: str) -> Iterator[Server]:
+    """A server of its own; nothing is left of it."""
+    with tempfile.TemporaryDirectory(prefix="isobox-bench-") as folder:
+        server = Server(Path(folder) / "state", **environment).start()
+        try:
+            yield server
+        finally:
+            server.end()
+
+
 def main() -> None:
     """Run everything."""
     settings = Settings.from_environment()
@@ -167,29 +180,29 @@ def main() -> None:
     store = ImageStore(settings.cache / "images", init=lambda: build.binary(settings.cache))
     peers, notes = available(found.path, store.path(store.ensure("python")))
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="isobox-bench-") as folder:
-        server = Server(Path(folder) / "state").start()
-        try:
-            limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
-            with server.client(limits=limits) as http:
-                rows += lifecycle(http, peers)
-                for protocol, least in (("isobox.v1.bin", 200), ("isobox.v1.json", 60)):
-                    rates = [throughput(server, protocol) for _ in range(5)]
-                    rows.append(alone(f"1 GiB to one client, {protocol}", "MB/s", rates, least=least))
-                rows.append(alone("server growth, 2 GiB unread", "MiB", [flood(server) for _ in range(3)], most=64))
-                execs = many_execs(http)
-                rows.append(alone("200 execs, 32 at a time: each", "ms", execs))
-                cycles = many_cycles(http)
-                rows.append(alone("100 cycles, 4 at a time: each", "ms", cycles))
-                notes.append(
-                    f"200 execs at 32: none failed, p99 {p99(execs):.0f} ms; 100 cycles at 4: none failed, p99 {p99(cycles):.0f} ms"
-                )
-                left = list((server.state / "run").iterdir())
-                assert not left, left
-        finally:
-            server.end()
-            for peer in peers:
-                peer.close()
+    limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
+    try:
+        with serving(ISOBOX_POOL_CEILING="0") as server, server.client(limits=limits) as http:
+            rows += lifecycle(http, peers)
+            for protocol, least in (("isobox.v1.bin", 200), ("isobox.v1.json", 60)):
+                rates = [throughput(server, protocol) for _ in range(5)]
+                rows.append(alone(f"1 GiB to one client, {protocol}", "MB/s", rates, least=least))
+            rows.append(alone("server growth, 2 GiB unread", "MiB", [flood(server) for _ in range(3)], most=64))
+            execs = many_execs(http)
+            rows.append(alone("200 execs, 32 at a time: each", "ms", execs))
+            cycles = many_cycles(http)
+            rows.append(alone("100 cycles, 4 at a time: each", "ms", cycles))
+            notes.append(
+                f"200 execs at 32: none failed, p99 {p99(execs):.0f} ms; 100 cycles at 4: none failed, p99 {p99(cycles):.0f} ms"
+            )
+            left = list((server.state / "run").iterdir())
+            assert not left, left
+        with serving(ISOBOX_FREEZE_AFTER_S="0.5", ISOBOX_MAX_SANDBOXES="400") as server, server.client() as http:
+            podman = next((peer for peer in peers if isinstance(peer, Podman)), None)
+            rows += copies.rows(copies.Api(http), server, podman, max(ROUNDS, 50))
+    finally:
+        for peer in peers:
+            peer.close()
     save(rows, notes)
     print(table(rows))
     for note in notes:

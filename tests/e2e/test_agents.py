@@ -2,7 +2,7 @@ import pytest
 from openai import OpenAI
 from server import Server
 
-from agent_examples import coding_agent, scripted_model
+from agent_examples import coding_agent, scripted_model, tree_search
 
 
 def test_the_coding_agent_reads_the_error_and_mends_its_program(
@@ -22,3 +22,14 @@ def test_a_tool_call_that_makes_no_sense_is_an_answer() -> None:
     tools = coding_agent.Tools(None)  # type: ignore[arg-type]  # none of these reaches a sandbox
     for name, arguments in (("nope", "{}"), ("write_file", "{}"), ("run_command", "[]"), ("read_output", "{")):
         assert "problem" in tools.call(name, arguments)
+
+
+def test_the_tree_search_keeps_the_best_branch(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISOBOX_URL", server.url)
+    monkeypatch.setenv("ISOBOX_API_KEY", server.key)
+    shown: list[str] = []
+    taken, size = tree_search.search(tree_search.offline, depth=2, show=shown.append)
+    assert len(taken) >= 1
+    assert size < 6000
+    assert any("the table cannot be got back" in line for line in shown), "what loses data does not count"
+    assert any("AttributeError" in line for line in shown)

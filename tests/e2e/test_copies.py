@@ -331,3 +331,42 @@ def test_kill_9_at_any_moment_of_a_copy_leaves_nothing_half_made(own_server: Ser
         assert raw[0] == "0"
     sandbox.terminate()
     sandbox.close()
+
+
+def test_a_template_is_kept_ready_and_each_claim_is_a_copy_of_its_own(own_server: Server) -> None:
+    own_server.start()
+    with Sandbox.create(url=own_server.url, api_key=own_server.key) as sandbox, own_server.client() as http:
+        path = f"/v1/sandboxes/{sandbox.id}"
+        sandbox.run("x = 1")
+        process = sandbox.start(*COUNT)
+        until(lambda: "5\n" in process.poll().stdout)
+        snapshot = http.post(f"{path}/snapshots", json={"template": True}).json()
+        assert snapshot["template"]
+
+        def restored() -> float:
+            lines = http.get("/metrics").text.splitlines()
+            found = [line for line in lines if line.startswith("isobox_pool_ready") and 'kind="restored"' in line]
+            return float(found[0].split()[-1]) if found else 0.0
+
+        until(lambda: restored() >= 2)
+        children = [http.post("/v1/sandboxes", json={"snapshot": snapshot["id"]}).json()["id"] for _ in range(2)]
+        for n, child in enumerate(children):
+            there = f"/v1/sandboxes/{child}"
+            assert run(http, there, "hostname") == f"{child}\n"
+            answer = http.post(f"{there}/run", json={"code": f"x += {n}; x"}).json()
+            assert answer["results"][0]["text/plain"] == str(1 + n)
+            copied = next(each for each in execs(http, there) if each["forked_from"] == process.id)
+            until(lambda there=there, copied=copied: len(numbers(http, there, copied["id"])) > 5)  # type: ignore[misc]
+            assert consecutive(numbers(http, there, copied["id"]))
+        # A restart finds what was claimed, and the template again.
+        own_server.kill()
+        own_server.start()
+        for n, child in enumerate(children):
+            assert http.post(f"/v1/sandboxes/{child}/run", json={"code": "x"}).json()["results"][0][
+                "text/plain"
+            ] == str(1 + n)
+        until(lambda: restored() >= 1)
+        for child in children:
+            http.delete(f"/v1/sandboxes/{child}")
+        http.delete(f"/v1/snapshots/{snapshot['id']}")
+        until(lambda: restored() == 0)
