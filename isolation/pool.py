@@ -9,7 +9,7 @@ one's `reclaim`.
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -92,6 +92,7 @@ class Pool:
         self._moved = asyncio.Event()
         self._discards = TaskOwner()
         self._busy_at = 0.0
+        self._working = 0
 
     def _shelf(self, shape: Shape) -> Shelf[Ready]:
         if (shelf := self._shelves.get(shape)) is None:
@@ -125,6 +126,16 @@ class Pool:
         """Somebody works: what can wait a moment waits."""
         self._busy_at = time.monotonic()
 
+    @contextlib.contextmanager
+    def standing_back(self) -> Iterator[None]:
+        """Somebody waits for what the block does: what can wait waits."""
+        self._working += 1
+        try:
+            yield
+        finally:
+            self._working -= 1
+            self.note_work()
+
     def _discard(self, ready: list[Ready]) -> None:
         for each in ready:
             self._discards.spawn(self._end_one(each.sandbox), name=f"discard {each.sandbox.id}")
@@ -153,8 +164,10 @@ class Pool:
     async def _calm(self) -> None:
         """Whoever has just claimed or runs something comes first, for a while."""
         deadline = time.monotonic() + _CALM_WITHIN_S
-        while (now := time.monotonic()) < min(deadline, self._busy_at + _CALM_S):  # noqa: ASYNC110 - the clock ends it
-            await asyncio.sleep(self._busy_at + _CALM_S - now)
+        while (now := time.monotonic()) < deadline:
+            if not self._working and now >= self._busy_at + _CALM_S:
+                return
+            await asyncio.sleep(max(_CALM_S / 5, self._busy_at + _CALM_S - now))
 
     async def _make(self, shape: Shape, shelf: Shelf[Ready]) -> None:
         resources = replace(DEFAULT, memory_mb=shape.memory_mb, disk_mb=shape.disk_mb)

@@ -78,7 +78,9 @@ class Copy:
     def emptied(self) -> list[int]:
         """The descriptors, empty, for an attempt to write."""
         for fd in self.fds:
-            os.ftruncate(fd, 0)
+            # Not without need: ext4 writes a file that was ever truncated out to the disk when it is closed.
+            if os.fstat(fd).st_size:
+                os.ftruncate(fd, 0)
             os.lseek(fd, 0, os.SEEK_SET)
         return self.fds
 

@@ -64,6 +64,7 @@ let interrupt = null;
 process.on("SIGINT", () => interrupt && interrupt(new Error("interrupted")));
 
 async function run(request) {
+  if (request.warm) return send(1, "W", null);
   let ok = true;
   try {
     const value = await new Promise((resolve, reject) => {

@@ -1,8 +1,8 @@
 """The Python side of a context, as it runs inside a sandbox: standard library, and IPython where the image has it.
 
-Requests come as lines of JSON on fd 0: {"run": N, "code": "…", "seed": "hex" or null}. Output goes where the code sends
-it; frames (see protocol.py) tell of results and of the end of a run, on stdout and stderr alike. Started with the
-context's token as its only argument.
+Requests are lines of JSON on fd 0: {"run": N, "code": "…", "seed": "hex" or null}, or {"warm": true}. Output goes where
+the code sends it; frames (see protocol.py) tell of results and of the end of a run, on stdout and stderr alike. Started
+with the context's token as its only argument.
 """
 
 import ast
@@ -17,7 +17,8 @@ import os
 import signal
 import sys
 import traceback
-from types import CodeType
+from collections.abc import Callable
+from types import CodeType, ModuleType
 from typing import Any
 
 TOKEN = sys.argv[1]
@@ -143,11 +144,10 @@ def show_error(error: BaseException) -> None:
 class Plain:
     """A plain interpreter."""
 
-    def __init__(self) -> None:
-        self.module = type(sys)("__main__")
-        self.module.__dict__["__builtins__"] = builtins
-        sys.modules["__main__"] = self.module
-        self.names = self.module.__dict__
+    def __init__(self, names: dict[str, Any], module: ModuleType, represent: Callable[[Any], dict[str, Any]]) -> None:
+        sys.modules["__main__"] = module
+        self.names = names
+        self.represent = represent
         self.loop = asyncio.new_event_loop()
 
     def run(self, code: str, name: str) -> bool:
@@ -162,7 +162,7 @@ class Plain:
                 value = self.value(compile(ast.Expression(last.value), name, "eval", flags=flags))
                 if value is not None:
                     self.names["_"] = value
-                    emit(bundle_of(value))
+                    emit(self.represent(value))
             return True
         except SystemExit as error:
             return not error.code
@@ -208,12 +208,25 @@ class WithIPython:
         self.shell.showtraceback = lambda *_, **__: None
         self.shell.showsyntaxerror = lambda *_, **__: None
         self.shell.system = self.shell.system_raw  # the other one goes by a terminal
-        self.names = self.shell.user_ns
+        self.plain = Plain(self.shell.user_ns, self.shell.user_module, self.represented)
         self.name = "<cell 0>"
         self.shell.compile.get_code_name = lambda *_: self.name
 
     def run(self, code: str, name: str) -> bool:
         """Run one cell; True if it ended well."""
+        try:
+            ast.parse(code, name)
+        except SyntaxError:  # a magic, a !command, or a mistake that IPython tells as well
+            return self.run_cell(code, name)
+        # Plain Python needs none of what IPython does around a cell, and that takes longer than most code.
+        return self.plain.run(code, name)
+
+    def represented(self, value: Any) -> dict[str, Any]:
+        """As IPython's formatters and whoever registered some with them have it."""
+        return {**bundle_of(value), **self.shell.display_formatter.format(value)[0]}
+
+    def run_cell(self, code: str, name: str) -> bool:
+        """Run what is more than Python."""
         self.name = name
         result = self.shell.run_cell(code, store_history=False)
         error = result.error_before_exec or result.error_in_exec
@@ -228,7 +241,9 @@ def interpreter() -> "Plain | WithIPython":
     try:
         return WithIPython()
     except ImportError:
-        return Plain()
+        module = ModuleType("__main__")
+        module.__dict__["__builtins__"] = builtins
+        return Plain(module.__dict__, module, bundle_of)
 
 
 def main() -> None:
@@ -253,6 +268,10 @@ def main() -> None:
     send(1, "S", {"python": sys.version.split()[0], "shell": type(shell).__name__})
     for line in requests:
         request = json.loads(line)
+        if "warm" in request:
+            shell.run("None", "<warm>")
+            send(1, "W", None)
+            continue
         if request.get("seed"):
             reseed(request["seed"])
         name = f"<cell {request['run']}>"

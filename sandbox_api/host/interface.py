@@ -45,13 +45,17 @@ class CopyFacts:
 
 @dataclass(frozen=True, slots=True)
 class TemplateExec:
-    """An exec in a copy: its original's id, and what its log begins with of each stream (a frame that was cut)."""
+    """An exec in a copy: its original's id, and what its log begins with of each stream (a frame that was cut).
+
+    `touch` is input that it answers with some output: it is run through once before the sandbox is frozen.
+    """
 
     id: str
     number: int
     argv: list[str]
     spec: ExecSpec
     rest: tuple[bytes, bytes]
+    touch: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

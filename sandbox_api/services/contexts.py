@@ -39,6 +39,9 @@ from sandbox_api.store.records import ContextRecord, ExecRecord
 
 _log = structlog.get_logger(__name__)
 _FOLDER: Final = Path(__file__).parents[1] / "contexts"
+TOUCH: Final = b'{"warm": true}\n'
+"""A request that a runner answers without running anybody's code."""
+
 _READY_WITHIN_S: Final = 30.0
 _GRACE_S: Final = 2.0
 _CONTEXTS_MAX: Final = 32

@@ -23,7 +23,7 @@ from sandbox_api.models.common import time_of
 from sandbox_api.models.sandboxes import CreateSandbox, Termination
 from sandbox_api.models.snapshots import CreateSnapshot, ForkError, ForkRequest, Snapshot
 from sandbox_api.problems import Problem, from_error, invalid, not_found
-from sandbox_api.services.contexts import ContextService
+from sandbox_api.services.contexts import TOUCH, ContextService
 from sandbox_api.services.cursor import decode_cursor, encode_cursor
 from sandbox_api.services.events import EVENTS, EventLog
 from sandbox_api.services.execs import ExecService
@@ -164,6 +164,8 @@ class CopyService:
         made = SandboxRecord(id="", tenant="", state=State.CREATING, created_at=0.0, **snapshot.sandbox)
         assert made.image_digest is not None
         records = [ExecRecord(**each) for each in snapshot.execs]
+        busy = {each.context for each in records if each.role == "run"}
+        waiting = {each["exec"] for each in snapshot.contexts if each["id"] not in busy}
         execs = [
             TemplateExec(
                 each.id,
@@ -172,6 +174,7 @@ class CopyService:
                 # What the log is seeded with counts among the bytes that the log has.
                 self._execs.known(each, made).spec,
                 (base64.b64decode(each.rest[0]), base64.b64decode(each.rest[1])),
+                touch=TOUCH if each.id in waiting else b"",
             )
             for each in records
             if each.role != "run"
