@@ -36,6 +36,7 @@ from isolation.errors import ChannelViolation, GuestUnresponsive, IsolationError
 T = TypeVar("T")
 _ACK_EVERY: Final = STREAM_WINDOW // 4
 _QUEUE_HIGH: Final = 256  # frames
+_INPUT_AT_ONCE: Final = 32 * PAYLOAD_FROM_HOST
 _SIGKILL: Final = 9
 
 
@@ -293,13 +294,17 @@ class Link:
         while view:
             if account.closed or guest.exited.done():
                 return False
-            if not (room := min(account.credit, PAYLOAD_FROM_HOST, len(view))):
+            if not account.credit:
                 guest.input_moved.clear()
                 await guest.input_moved.wait()
                 continue
             await self._drained.wait()
-            room = min(account.credit, PAYLOAD_FROM_HOST, len(view))
-            self._send(encode(ToGuest.STDIN, exec_=guest.number, offset=account.sent, payload=bytes(view[:room])))
+            room = min(account.credit, _INPUT_AT_ONCE, len(view))
+            frames = []
+            for begin in range(0, room, PAYLOAD_FROM_HOST):
+                piece = bytes(view[begin : min(begin + PAYLOAD_FROM_HOST, room)])
+                frames.append(encode(ToGuest.STDIN, exec_=guest.number, offset=account.sent + begin, payload=piece))
+            self._send(*frames)
             account.sent += room
             view = view[room:]
         return True

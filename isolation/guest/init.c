@@ -60,7 +60,7 @@ static uint8_t *spare[SPARE_RINGS];
 static unsigned nspare;
 
 static struct {
-	uint8_t buf[64 << 10]; /* whole reads of many frames: the sentry charges by the call */
+	uint8_t buf[256 << 10]; /* whole reads of many frames: the sentry charges by the call */
 	size_t have;
 	int lost; /* out of step: only a HELLO at the head of a read helps */
 } rx;

@@ -16,7 +16,7 @@
 #define FRAME_FROM_HOST 4096u     /* PIPE_BUF on Linux */
 #define FRAME_DATA_MAX (128u << 10) /* payload of one OUT frame */
 #define STREAM_WINDOW (1u << 20)  /* output kept for one stream until acknowledged */
-#define STDIN_WINDOW (256u << 10) /* input kept for one exec until its process took it */
+#define STDIN_WINDOW (1u << 20)  /* input kept for one exec until its process took it */
 #define START_MAX (2u << 20)      /* argv and environment of one exec, in all */
 #define SPARE_RINGS 4
 #define EXECS_MAX 1024u           /* execs known to the init at once */
