@@ -138,31 +138,28 @@ def contexts(api: Api, rounds: int) -> list[Row]:
     api.delete(path)
     source = api.create(image="data")
     api.run(source, "import numpy; a = numpy.arange(10)")
-    snapshot = api.http.post(f"{source}/snapshots", json={}).raise_for_status().json()["id"]
 
     def use(id_: str, paths: list[str]) -> None:
-        paths.append(api.create(snapshot=id_, resources={"cpu": 2, "memory_mb": 1025}))
-        assert api.run(paths[-1], "int(a.sum())") == "45"
-
-    def from_pool(id_: str, paths: list[str]) -> None:
         paths.append(api.create(snapshot=id_))
         assert api.run(paths[-1], "int(a.sum())") == "45"
 
     cold, hot = [], []
     for _ in range(rounds // 2):
+        # A snapshot of its own each time: nothing was restored from it beforehand.
+        snapshot = api.http.post(f"{source}/snapshots", json={}).raise_for_status().json()["id"]
+        time.sleep(0.5)
         paths: list[str] = []
-        # Another size each time would be another shape; this one is asked for so seldom that the pool is drained first.
-        cold.append(timed(lambda paths=paths: use(snapshot, paths)))  # type: ignore[misc]
+        cold.append(timed(lambda snapshot=snapshot, paths=paths: use(snapshot, paths)))  # type: ignore[misc]
+        api.http.delete(f"/v1/snapshots/{snapshot}")
         api.delete(paths[0])
     template = api.http.post(f"{source}/snapshots", json={"template": True}).raise_for_status().json()["id"]
     for _ in range(rounds):
         api.ready("restored", 2)
         time.sleep(0.1)
         paths = []
-        hot.append(timed(lambda paths=paths: from_pool(template, paths)))  # type: ignore[misc]
+        hot.append(timed(lambda paths=paths: use(template, paths)))  # type: ignore[misc]
         api.delete(paths[0])
-    for each in (snapshot, template):
-        api.http.delete(f"/v1/snapshots/{each}")
+    api.http.delete(f"/v1/snapshots/{template}")
     api.delete(source)
     return [
         alone("run of 1+1 in a warm context", "ms", warm, most=5),
@@ -181,7 +178,8 @@ async def raw_copies(heap_mb: int, rounds: int) -> list[float]:
         keeper = Keeper(Path(folder) / "keeper.sock")
         keeper.connect()
         (Path(folder) / "run").mkdir()
-        machine = Machine(await runsc.find(None, cache), cgroups.detect(), keeper, Path(folder) / "run")
+        found_runsc = await runsc.find(None, cache)
+        machine = Machine(found_runsc, cgroups.detect(), keeper, Path(folder) / "run", build.binary(cache))
         source = await Raw.create(machine, new_id("sbx"), image=image, resources=DEFAULT)
         from isolation.execs import Exec, ExecSpec
 
@@ -253,7 +251,6 @@ def app64(api: Api, rounds: int) -> list[Row]:
 
     running = [timed(lambda: ask(path)) for _ in range(rounds)]
     snapshot = api.http.post(f"{path}/snapshots", json={"template": True}).raise_for_status().json()["id"]
-    plain = api.http.post(f"{path}/snapshots", json={}).raise_for_status().json()["id"]
     frozen, parked, hot, cold = [], [], [], []
     for _ in range(rounds // 5):
         time.sleep(1.2)  # ISOBOX_FREEZE_AFTER_S is 0.5 in this run
@@ -276,14 +273,17 @@ def app64(api: Api, rounds: int) -> list[Row]:
         hot.append(timed(first))
         api.delete(paths[0])
     api.http.delete(f"/v1/snapshots/{snapshot}")
-    for n in range(max(3, rounds // 10)):
+    for _ in range(max(3, rounds // 5)):
+        plain = api.http.post(f"{path}/snapshots", json={}).raise_for_status().json()["id"]
+        time.sleep(0.5)
         paths = []
 
-        def restored(paths: list[str] = paths, n: int = n) -> None:
-            paths.append(api.create(snapshot=plain, resources={"memory_mb": 1100 + n}))  # a shape that no pool has
+        def restored(paths: list[str] = paths, plain: str = plain) -> None:
+            paths.append(api.create(snapshot=plain))
             ask(paths[0])
 
         cold.append(timed(restored))
+        api.http.delete(f"/v1/snapshots/{plain}")
         api.delete(paths[0])
     twenty, made = api.fork(path, 20)
     for each in made:
@@ -291,7 +291,6 @@ def app64(api: Api, rounds: int) -> list[Row]:
     sizes = [pss_mib(each.split("/")[-1]) for each in made]
     for each in [*made, path]:
         api.delete(each)
-    api.http.delete(f"/v1/snapshots/{plain}")
     base = statistics.median(running)
     return [
         alone("app64: a request to one that runs", "ms", running),

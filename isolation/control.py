@@ -115,11 +115,14 @@ class Control:
             if str(each.get("path", "")).startswith("host:")
         ]
 
-    async def run_as_root(self, program: str, argv: Sequence[str], *, capabilities: int) -> None:
-        """Run a program of our own inside to its end, without descriptors; RunscError if it fails."""
+    async def run_as_root(self, program: int, argv: Sequence[str], *, capabilities: int) -> None:
+        """Run a program of the host's (a descriptor) inside to its end, without descriptors; RunscError if it fails.
+
+        One descriptor more than GuestFDs names is taken for the program (pkg/sentry/control/proc.go).
+        """
         sets = ("PermittedCaps", "InheritableCaps", "EffectiveCaps", "BoundingCaps", "AmbientCaps")
         argument = {
-            "filename": program,
+            "filename": "",
             "argv": list(argv),
             "envv": [],
             "wd": "/",
@@ -129,7 +132,7 @@ class Control:
             "GuestFDs": [],
             "ContainerID": self.container,
         }
-        pid = await self._call("containerManager.ExecuteAsync", argument)
+        pid = await self._call("containerManager.ExecuteAsync", argument, fds=[program])
         status = await self._call("containerManager.WaitPID", {"PID": pid, "CID": self.container})
         if status != 0:
             raise RunscError(f"{argv[0]} ended with status {status}")

@@ -181,9 +181,11 @@ class Pool:
             except BaseException:
                 await self._end(sandbox)
                 raise
-        except (IsoboxError, OSError, TimeoutError) as error:
+        except Exception as error:  # whatever it was, the pool goes on, and backs off
             pause = shelf.failed(time.monotonic())
-            _log.warning("could not fill the pool", image=shape.image.name, error=str(error), pause_s=pause)
+            known = isinstance(error, IsoboxError | OSError | TimeoutError)
+            say = _log.warning if known else _log.error
+            say("could not fill the pool", error=str(error), pause_s=pause, exc_info=None if known else error)
             return
         if self._shelves.get(shape) is shelf:
             shelf.put(time.monotonic(), Ready(sandbox, execs))

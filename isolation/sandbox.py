@@ -30,7 +30,7 @@ from isolation.control import Control
 from isolation.errors import CheckpointRefused, DiskFull, GuestUnresponsive, RunscError, SandboxGone
 from isolation.keeper import Keeper
 from isolation.pidfd import Process
-from isolation.spec import INIT_PATH, Resources, oci_spec
+from isolation.spec import Resources, oci_spec
 
 _log = structlog.get_logger(__name__)
 _PIPE_SIZE: Final = 1 << 20
@@ -52,6 +52,8 @@ class Machine:
     cgroups: Layout
     keeper: Keeper
     folder: Path
+    init: Path
+    """PID 1's binary, as ours: what lies in a sandbox under that name its root may have replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,14 +171,20 @@ class Sandbox:
         The copy differs from its original: its name is its own. A failure leaves it alive but useless: destroy it.
         """
         await self.control.restore(files)
-        naming = self.control.run_as_root(INIT_PATH, ["isobox-hostname", self.id], capabilities=_CAP_SYS_ADMIN)
         try:
-            missing, _ = await asyncio.gather(self._open(execs), naming)
+            missing, _ = await asyncio.gather(self._open(execs), self._take_name())
         except BaseException:
             if self._link is not None:
                 self._link.detach(set(execs))
             raise
         return missing
+
+    async def _take_name(self) -> None:
+        program = os.open(self._machine.init, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            await self.control.run_as_root(program, ["isobox-hostname", self.id], capabilities=_CAP_SYS_ADMIN)
+        finally:
+            os.close(program)
 
     async def _open(self, execs: list[GuestExec]) -> set[int]:
         assert self._ends is not None

@@ -12,6 +12,7 @@ written, the files are those that it names, and this machine can run it.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -72,8 +73,17 @@ class Copy:
     def __init__(self, folder: Path) -> None:
         """Files without names in folder: nothing is left of them, whatever happens."""
         self.fds: list[int] = []
-        for _ in FILES:
-            self.fds.append(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        try:
+            for _ in FILES:
+                self.fds.append(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            self.close()
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+                raise
+            raise SnapshotUnusable(
+                f"the file system of {folder} cannot hold files without names (O_TMPFILE)",
+                hint="put the state directory on ext4, xfs, btrfs or tmpfs",
+            ) from error
 
     def emptied(self) -> list[int]:
         """The descriptors, empty, for an attempt to write."""

@@ -15,6 +15,7 @@ from fs.bases import apt_sources
 from isolation import cgroups, runsc
 from isolation.guest import build
 from isolation.platforms import choose_platform
+from isolation.snapshots import Copy
 from sandbox_api.settings import Settings
 
 OLDEST_KERNEL = (5, 15)
@@ -72,7 +73,7 @@ def _cgroups(_: Settings) -> str:
         return "v2"
     if missing := {"cpu", "memory", "pids"} - set(layout.v1):
         raise IsoboxError(f"no cgroup controller {', '.join(sorted(missing))}", hint="mount cgroup2 on /sys/fs/cgroup")
-    return "v1"
+    return "v1" if "freezer" in layout.v1 else "v1, without a freezer: sandboxes that nobody uses are not stopped"
 
 
 def _reaper(_: Settings) -> str:
@@ -115,6 +116,12 @@ def _sources(_: Settings) -> str:
     return str(apt_sources())
 
 
+def _copies(settings: Settings) -> str:
+    place = next(path for path in (settings.state, *settings.state.parents) if path.exists())
+    Copy(place).close()
+    return f"{place} can hold them"
+
+
 def _space(settings: Settings) -> str:
     place = next(path for path in (settings.cache, *settings.cache.parents) if path.exists())
     free = shutil.disk_usage(place).free >> 20
@@ -133,6 +140,7 @@ _CHECKS: dict[str, Callable[[Settings], str]] = {
     "mmdebstrap": _tool("mmdebstrap", "mmdebstrap"),
     "apt sources": _sources,
     "disk": _space,
+    "copies": _copies,
     "init": _init,
     "runsc": _runsc,
 }

@@ -78,7 +78,7 @@ class LocalHost:
         self._keeper.connect()
         self._tasks.spawn(self._keeper.watch(), name="keeper")
         self._held = self._keeper.take_all()
-        self._machine = Machine(chosen, layout, self._keeper, run)
+        self._machine = Machine(chosen, layout, self._keeper, run, build.binary(self._settings.cache))
         self._pool = Pool(
             self._machine,
             floor=self._settings.pool_floor,
@@ -312,7 +312,9 @@ class LocalHost:
 
     async def _furnish(self, shape: Shape, sandbox: Sandbox) -> dict[str, str]:
         if shape.copy:
-            return await self._restore_template(self._templates[shape.copy], sandbox)
+            if (template := self._templates.get(shape.copy)) is None:
+                raise SnapshotUnusable("the snapshot was deleted")
+            return await self._restore_template(template, sandbox)
         if shape.started:
             await sandbox.start()
             async with operate(sandbox.link, "stat", "/", user="0", allow_root=True) as first:

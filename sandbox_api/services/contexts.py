@@ -61,6 +61,8 @@ class _Run:
     done: "asyncio.Future[bool]"
     skip: list[int] = field(default_factory=lambda: [0, 0, 0])
     """Bytes of stdout, of stderr, and results that the log has already."""
+    sent: bool = False
+    """Whether PID 1 has its code."""
     stderr_ended: bool = False
     ok: bool | None = None
 
@@ -250,11 +252,11 @@ class ContextService:
         self._host.hold(live.record.id)
         line = json.dumps(request).encode() + b"\n"
         # In the background: a runner that has died takes no input, and its end is told elsewhere.
-        self._tasks.spawn(self._feed(live.record.id, context.exec.id, line), name=f"code {run.record.id}")
+        self._tasks.spawn(self._feed(live.record.id, context.exec.id, run, line), name=f"code {run.record.id}")
 
-    async def _feed(self, sandbox: str, exec_id: str, line: bytes) -> None:
+    async def _feed(self, sandbox: str, exec_id: str, run: _Run, line: bytes) -> None:
         with contextlib.suppress(IsoboxError):
-            await self._host.write_input(sandbox, exec_id, line)
+            run.sent = await self._host.write_input(sandbox, exec_id, line)
 
     async def _see_through(self, live: Live, context: LiveContext, run: _Run) -> None:
         """Wait for the run's end, interrupt it in time, write down how it ended."""
@@ -387,6 +389,7 @@ class ContextService:
         context.ready.set_result(None)
         if current is not None:
             run = self._opened(live, current)
+            run.sent = True
             with LogReader(self._execs.log_path(current)) as reader:
                 current.results = [e.seq for e in _all(reader) if e.type == EventType.RESULT]
             run.skip = [*run.log.totals, len(current.results)]
@@ -398,6 +401,11 @@ class ContextService:
     async def _resume_run(self, live: Live, context: LiveContext, run: _Run) -> None:
         async with context.turn:
             await self._see_through(live, context, run)
+
+    def on(self, live: Live) -> set[str]:
+        """The runs whose code a copy that is taken from now on will hold, unless they end before."""
+        here = self._live.get(live.record.id, {}).values()
+        return {each.current.record.id for each in here if each.current is not None and each.current.sent}
 
     def copied(
         self, live: Live, offsets: Mapping[str, tuple[int, int]]

@@ -89,9 +89,10 @@ class CopyService:
         return await asyncio.shield(taking)
 
     async def _take(self, live: Live, id_: str, tenant: str, request: CreateSnapshot) -> SnapshotRecord:
+        runs = self._contexts.on(live)
         copy = await self._host.copy_sandbox(live.record.id, id_, keep=True)
         now = time.time()
-        origin = self._origin(live, copy)
+        origin = self._origin(live, copy, runs)
         record = SnapshotRecord(
             id=id_,
             tenant=tenant,
@@ -205,13 +206,14 @@ class CopyService:
                 self._tasks.spawn(self._prepare(_fields(parent)), name=f"child of {parent.id}")
                 for _ in range(request.count)
             ]
+            runs = self._contexts.on(live)
             try:
                 copy = await self._host.copy_sandbox(parent.id, name, keep=False)
             except BaseException:
                 await self._give_back(preparing)
                 raise
             try:
-                origin = self._origin(live, copy)
+                origin = self._origin(live, copy, runs)
                 if request.labels is not None:
                     origin.sandbox["labels"] = request.labels
                 if request.timeout_s is not None:
@@ -235,7 +237,8 @@ class CopyService:
 
     # ---- both
 
-    def _origin(self, live: Live, copy: CopyFacts) -> _Origin:
+    def _origin(self, live: Live, copy: CopyFacts, on_before: set[str]) -> _Origin:
+        """What the copy holds: what was there before it was taken and is still there now."""
         contexts, runs = self._contexts.copied(live, copy.offsets)
         execs = []
         for each in live.execs.values():
@@ -245,7 +248,7 @@ class CopyService:
                 sizes = [len(base64.b64decode(text)) for text in rest]
                 base = [offset - size for offset, size in zip(offsets, sizes, strict=True)]
                 execs.append(replace(each, base=base, rest=rest, results=[]))
-        execs += [replace(each, results=[], first_seq=0) for each in runs]
+        execs += [replace(each, results=[], first_seq=0) for each in runs if each.id in on_before]
         return _Origin(_fields(live.record) | {"main": live.record.main}, execs, [replace(each) for each in contexts])
 
     async def _prepare(self, fields: Mapping[str, Any]) -> str:

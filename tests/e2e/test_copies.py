@@ -186,6 +186,15 @@ def test_what_a_snapshot_fixes_cannot_be_asked_otherwise(http: httpx.Client, pat
     http.delete(f"/v1/snapshots/{snapshot}")
 
 
+def test_what_root_put_in_the_place_of_process_one_gains_nothing_by_a_fork(server: Server, http: httpx.Client) -> None:
+    with Sandbox.create(url=server.url, api_key=server.key) as sandbox:
+        forged = "rm /.isobox/init; printf '#!/bin/sh\\ncat /proc/self/status > /tmp/caught\\n' > /.isobox/init; chmod 755 /.isobox/init"
+        assert sandbox.exec(shell=forged, user="root").exit_code == 0
+        child = http.post(f"/v1/sandboxes/{sandbox.id}/fork", json={}).json()["sandboxes"][0]["id"]
+        assert run(http, f"/v1/sandboxes/{child}", "hostname; ls /tmp") == f"{child}\n"
+        http.delete(f"/v1/sandboxes/{child}")
+
+
 def test_too_many_children_are_told_so(own_server: Server) -> None:
     own_server.environment["ISOBOX_MAX_SANDBOXES"] = "3"
     own_server.start()

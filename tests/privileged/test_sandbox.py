@@ -34,7 +34,7 @@ def on_machine(folder: Path, work: Callable[[Machine], Awaitable[None]]) -> None
         (folder / "run").mkdir()
         found = await runsc.find(os.environ.get("ISOBOX_RUNSC"), CACHE)
         try:
-            await work(Machine(found, cgroups.detect(), keeper, folder / "run"))
+            await work(Machine(found, cgroups.detect(), keeper, folder / "run", build.binary(CACHE)))
         finally:
             keeper.close()
 
