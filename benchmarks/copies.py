@@ -363,23 +363,23 @@ def idle(api: Api, seconds: float = 20.0) -> list[Row]:
     names = [path.split("/")[-1] for path in paths]
     while time.monotonic() < deadline and not all(_frozen(layout, name) for name in names):
         time.sleep(0.5)
-    groups = [cgroups.Cgroup(layout, "isobox", each.name) for each in _groups(layout)]
-    before = [group.usage().cpu_s for group in groups]
+    before = {name: cgroups.Cgroup(layout, "isobox", name).usage() for name in _groups(layout)}
     time.sleep(seconds)
-    after = [group.usage() for group in groups]
-    share = sum(use.cpu_s - was for use, was in zip(after, before, strict=True)) / seconds * 100
-    sizes = [use.memory_bytes / (1 << 20) for use in after]
+    # Without those that the pool let go meanwhile.
+    after = {name: cgroups.Cgroup(layout, "isobox", name).usage() for name in _groups(layout) if name in before}
+    share = sum(use.cpu_s - before[name].cpu_s for name, use in after.items()) / seconds * 100
+    sizes = [use.memory_bytes / (1 << 20) for use in after.values()]
     for path in paths:
         api.delete(path)
     return [
-        alone(f"{len(groups)} idle and pooled sandboxes: CPU of a core", "%", [share], most=3),
+        alone(f"{len(after)} idle and pooled sandboxes: CPU of a core", "%", [share], most=3),
         alone("memory of each, in its control group", "MiB", sizes, most=14),
     ]
 
 
-def _groups(layout: cgroups.Layout) -> list[Path]:
+def _groups(layout: cgroups.Layout) -> list[str]:
     root = layout.unified if layout.unified is not None else layout.v1["memory"]
-    return [each for each in (root / "isobox").iterdir() if each.name.startswith("sbx")]
+    return [each.name for each in (root / "isobox").iterdir() if each.name.startswith("sbx")]
 
 
 def _frozen(layout: cgroups.Layout, name: str) -> bool:
