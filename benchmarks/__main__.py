@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 
 from benchmarks import copies
 from benchmarks.peers import Peer, Podman, available
-from benchmarks.rows import Row, alone, beside, p99, save, table
+from benchmarks.rows import Row, alone, beside, p99, save, table, timed
 from fs.images import ImageStore
 from isobox import Sandbox
 from isolation import runsc
@@ -30,13 +30,6 @@ from server import Server
 ROUNDS = int(os.environ.get("ISOBOX_BENCH_ROUNDS", "30"))
 TRUE, PYTHON = ["true"], ["python3", "-c", "pass"]
 GIB = 1 << 30
-
-
-def timed(deed: Callable[[], object]) -> float:
-    """Milliseconds that it takes."""
-    began = time.perf_counter()
-    deed()
-    return (time.perf_counter() - began) * 1000
 
 
 class Ours:

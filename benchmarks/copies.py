@@ -5,7 +5,6 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import httpx
 from websockets.sync.client import connect
 
 from benchmarks.peers import Podman
-from benchmarks.rows import Row, alone, beside
+from benchmarks.rows import Row, alone, beside, timed
 from common.ids import new_id
 from fs.images import ImageStore
 from isolation import cgroups, runsc
@@ -46,13 +45,6 @@ while True:
     last = now
     time.sleep(0.001)
 """
-
-
-def timed(deed: Callable[[], object]) -> float:
-    """Milliseconds that it takes."""
-    began = time.perf_counter()
-    deed()
-    return (time.perf_counter() - began) * 1000
 
 
 class Api:

@@ -2,7 +2,8 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +24,13 @@ class Row:
     ratio: float | None = None
     target: str | None = None
     met: bool | None = None
+
+
+def timed(deed: Callable[[], object]) -> float:
+    """Milliseconds that it takes."""
+    began = time.perf_counter()
+    deed()
+    return (time.perf_counter() - began) * 1000
 
 
 def p99(values: Sequence[float]) -> float:

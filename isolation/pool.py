@@ -9,16 +9,17 @@ one's `reclaim`.
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from common.errors import IsoboxError
 from common.ids import new_id
 from common.tasks import TaskOwner
+from isolation.foreground import Foreground
 from isolation.sandbox import Machine, Sandbox
 from isolation.shelf import Demand, Shelf
 from isolation.spec import DEFAULT
@@ -26,8 +27,6 @@ from isolation.spec import DEFAULT
 _log = structlog.get_logger(__name__)
 _MAX_AGE_S: Final = 1800.0
 _LOOK_EVERY_S: Final = 5.0
-_CALM_S: Final = 0.05
-_CALM_WITHIN_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +75,16 @@ class Pool:
     def __init__(
         self,
         machine: Machine,
+        foreground: Foreground,
         *,
         floor: int,
         ceiling: int,
         furnish: Furnish,
-        discard: Callable[[Sandbox], Awaitable[None]],
+        discard: Callable[[Sandbox], Coroutine[Any, Any, None]],
     ) -> None:
         """Floor holds for the shapes of `keep_warm`, ceiling for each shape; 0 makes no pool at all."""
         self._machine = machine
+        self._foreground = foreground
         self._furnish = furnish
         self._end = discard
         self._floor = min(floor, ceiling)
@@ -91,8 +92,6 @@ class Pool:
         self._shelves: dict[Shape, Shelf[Ready]] = {}
         self._moved = asyncio.Event()
         self._discards = TaskOwner()
-        self._busy_at = 0.0
-        self._working = 0
 
     def _shelf(self, shape: Shape) -> Shelf[Ready]:
         if (shelf := self._shelves.get(shape)) is None:
@@ -116,32 +115,15 @@ class Pool:
         """A ready sandbox, still frozen, which is the caller's alone; None where there is none."""
         if not self._ceiling:
             return None
-        now = self._busy_at = time.monotonic()
-        found, doubtful = self._shelf(shape).claim(now, lambda each: each.sandbox.alive)
+        self._foreground.note()
+        found, doubtful = self._shelf(shape).claim(time.monotonic(), lambda each: each.sandbox.alive)
         self._discard(doubtful)
         self._moved.set()
         return found
 
-    def note_work(self) -> None:
-        """Somebody works: what can wait a moment waits."""
-        self._busy_at = time.monotonic()
-
-    @contextlib.contextmanager
-    def standing_back(self) -> Iterator[None]:
-        """Somebody waits for what the block does: what can wait waits."""
-        self._working += 1
-        try:
-            yield
-        finally:
-            self._working -= 1
-            self.note_work()
-
     def _discard(self, ready: list[Ready]) -> None:
         for each in ready:
-            self._discards.spawn(self._end_one(each.sandbox), name=f"discard {each.sandbox.id}")
-
-    async def _end_one(self, sandbox: Sandbox) -> None:
-        await self._end(sandbox)
+            self._discards.spawn(self._end(each.sandbox), name=f"discard {each.sandbox.id}")
 
     async def run(self) -> None:
         """Keep the shelves as the demand wants them, for ever."""
@@ -158,16 +140,8 @@ class Pool:
                     async with asyncio.timeout(_LOOK_EVERY_S):
                         await self._moved.wait()
             else:
-                await self._calm()
+                await self._foreground.calm()
                 await self._make(*short)
-
-    async def _calm(self) -> None:
-        """Whoever has just claimed or runs something comes first, for a while."""
-        deadline = time.monotonic() + _CALM_WITHIN_S
-        while (now := time.monotonic()) < deadline:
-            if not self._working and now >= self._busy_at + _CALM_S:
-                return
-            await asyncio.sleep(max(_CALM_S / 5, self._busy_at + _CALM_S - now))
 
     async def _make(self, shape: Shape, shelf: Shelf[Ready]) -> None:
         resources = replace(DEFAULT, memory_mb=shape.memory_mb, disk_mb=shape.disk_mb)

@@ -16,7 +16,7 @@ from common.errors import IsoboxError
 from common.tasks import TaskOwner
 from sandbox_api.auth import Keys
 from sandbox_api.gate import Gate
-from sandbox_api.host.local import LocalHost
+from sandbox_api.host.local import local_host
 from sandbox_api.metrics import Metrics
 from sandbox_api.problems import Problem, from_error, invalid
 from sandbox_api.routes import contexts as context_routes
@@ -57,9 +57,7 @@ def lock_state(state: Path) -> int:
 async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncIterator[Services]:
     """All that works behind the routes, in the order that a way out needs."""
     async with AsyncExitStack() as stack:
-        host = LocalHost(settings)
-        await host.start()
-        stack.push_async_callback(host.stop)
+        host = await stack.enter_async_context(local_host(settings))
         tasks = await stack.enter_async_context(TaskOwner())
         registry = Registry(store)
         exec_service = ExecService(settings, host, registry, tasks, metrics)

@@ -17,7 +17,7 @@ async def forward(config: Config, sandbox: str, port: int, host: str, local: int
     """Listen on host:local and pass each connection on, until cancelled."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, ConnectionClosed):
+        with contextlib.suppress(OSError, ConnectionClosed):  # either side has gone, and so does this connection
             await _pass_on(config, f"/v1/sandboxes/{sandbox}/ports/{port}/tcp", reader, writer)
         writer.close()
 
@@ -31,22 +31,28 @@ async def forward(config: Config, sandbox: str, port: int, host: str, local: int
 async def _pass_on(config: Config, path: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     url = "ws" + config.url.removeprefix("http") + path
     try:
-        async with connect(
-            url, additional_headers=config.headers, max_size=None, compression=None, proxy=None
-        ) as there:
-            up = asyncio.get_running_loop().create_task(_up(reader, there), name="up")
+        async with (
+            connect(url, additional_headers=config.headers, max_size=None, compression=None, proxy=None) as there,
+            asyncio.TaskGroup() as both,
+        ):
+            up = both.create_task(_up(reader, there), name="up")
             try:
-                async for piece in there:
-                    writer.write(piece if isinstance(piece, bytes) else piece.encode())
-                    await writer.drain()
+                await _down(there, writer)
             finally:
                 up.cancel()
-                await asyncio.gather(up, return_exceptions=True)
     except InvalidStatus as error:
         complain(f"refused: {error.response.status_code} {error.response.body.decode(errors='replace')[:300]}")
 
 
 async def _up(reader: asyncio.StreamReader, there: ClientConnection) -> None:
-    while piece := await reader.read(_PIECE):
-        await there.send(piece)
-    await there.send(b"")
+    with contextlib.suppress(OSError, ConnectionClosed):  # the other direction sees it too
+        while piece := await reader.read(_PIECE):
+            await there.send(piece)
+        await there.send(b"")
+
+
+async def _down(there: ClientConnection, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError, ConnectionClosed):
+        async for piece in there:
+            writer.write(piece if isinstance(piece, bytes) else piece.encode())
+            await writer.drain()

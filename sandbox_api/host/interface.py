@@ -123,8 +123,98 @@ class Ports(Protocol):
         """What listens inside."""
 
 
+class Execs(Protocol):
+    """Processes in sandboxes."""
+
+    def reserve(self, sandbox: str) -> int:
+        """PID 1's number for the next exec."""
+
+    async def start(self, sandbox: str, id_: str, number: int, spec: ExecSpec) -> None:
+        """Start a process; `isolation.channel.link.StartFailed` too."""
+
+    async def wait(self, sandbox: str, id_: str) -> ExecEnd:
+        """Wait for its end; all its output is in the log then."""
+
+    def append(self, sandbox: str, id_: str, type_: EventType, payload: bytes) -> None:
+        """Add an event to its log."""
+
+    def close(self, sandbox: str, id_: str) -> None:
+        """Its log is complete."""
+
+    def signal(self, sandbox: str, id_: str, signal: int, *, group: bool) -> None:
+        """Send a signal."""
+
+    def resize(self, sandbox: str, id_: str, rows: int, cols: int) -> None:
+        """Resize its terminal."""
+
+    async def write_input(self, sandbox: str, id_: str, data: bytes) -> bool:
+        """Feed it; False when it takes no more."""
+
+    def end_input(self, sandbox: str, id_: str) -> None:
+        """End its input."""
+
+    def input_offset(self, sandbox: str, id_: str) -> int:
+        """Bytes of input sent so far."""
+
+    def log_path(self, sandbox: str, id_: str) -> Path:
+        """Where its log lies (see `isolation.execlog`)."""
+
+    def remove_logs(self, sandbox: str) -> None:
+        """Delete the logs of all its execs."""
+
+    async def changed(self, sandbox: str, id_: str, after: int, follower: str) -> None:
+        """Wait until its log has an event beyond after; the follower has had those up to it. At once if it ended."""
+
+    def unfollow(self, sandbox: str, id_: str, follower: str) -> None:
+        """The follower is gone."""
+
+
+class Copies(Protocol):
+    """Copies of sandboxes; `CheckpointRefused`, `SnapshotUnusable` and `DiskFull` of `isolation.errors` too."""
+
+    async def take(self, id_: str, name: str, *, keep: bool) -> CopyFacts:
+        """Copy a running sandbox, which goes on. With keep the copy lies on disk and outlives the server."""
+
+    async def drop(self, name: str) -> None:
+        """Delete a copy; no error if it is gone."""
+
+    async def reclaim(self, keep: set[str]) -> None:
+        """Delete all kept copies but these."""
+
+    async def prepare(self, image_digest: str, resources: Resources) -> str:
+        """A sandbox that waits for `restore`: its id. `Host.destroy_sandbox` gives it back."""
+
+    def claim_template(self, template: Template, resources: Resources) -> tuple[str, dict[str, str]] | None:
+        """Take a sandbox that goes on from this copy already: its id, and its execs by their originals' ids.
+
+        None where none is ready; the more often that is asked for, the more are.
+        """
+
+    def keep_template(self, template: Template) -> None:
+        """Have some of it ready from now on, asked for or not, until the copy is dropped."""
+
+    async def restore(
+        self, id_: str, copy: CopyFacts, image_digest: str, resources: Resources, execs: list[KnownExec]
+    ) -> set[str]:
+        """Let a copy run as the sandbox of that id, prepared or not; returns the execs that it does not hold."""
+
+    async def pause(self, id_: str) -> CopyFacts:
+        """Copy it and stop it there: nothing happens inside from now on, and `park` follows."""
+
+    async def park(self, id_: str) -> None:
+        """End what `pause` stopped: its copy is all that is left; its execs wait for `restore`."""
+
+
 class Host(Protocol):
     """One machine."""
+
+    @property
+    def execs(self) -> Execs:
+        """Processes in its sandboxes."""
+
+    @property
+    def copies(self) -> Copies:
+        """Copies of its sandboxes."""
 
     @property
     def files(self) -> Files:
@@ -134,14 +224,8 @@ class Host(Protocol):
     def ports(self) -> Ports:
         """Ports in its sandboxes."""
 
-    async def start(self) -> None:
-        """Get ready."""
-
     async def begin(self) -> None:
         """Begin what works in the background; what an earlier server left has been taken over by now."""
-
-    async def stop(self) -> None:
-        """Let go of everything; what runs goes on."""
 
     # ---- images
 
@@ -180,40 +264,6 @@ class Host(Protocol):
     async def next_end(self) -> tuple[str, End]:
         """The next sandbox that ends by itself."""
 
-    # ---- copies: `isolation.errors.CheckpointRefused`, `SnapshotUnusable`, OSError where the disk is full
-
-    async def copy_sandbox(self, id_: str, name: str, *, keep: bool) -> CopyFacts:
-        """Copy a running sandbox, which goes on. With keep the copy lies on disk and outlives the server."""
-
-    async def drop_copy(self, name: str) -> None:
-        """Delete a copy; no error if it is gone."""
-
-    async def reclaim_copies(self, keep: set[str]) -> None:
-        """Delete all kept copies but these."""
-
-    async def prepare_sandbox(self, image_digest: str, resources: Resources) -> str:
-        """A sandbox that waits for `restore_sandbox`: its id. `destroy_sandbox` gives it back."""
-
-    def claim_template(self, template: Template, resources: Resources) -> tuple[str, dict[str, str]] | None:
-        """Take a sandbox that goes on from this copy already: its id, and its execs by their originals' ids.
-
-        None where none is ready; the more often that is asked for, the more are.
-        """
-
-    def keep_template(self, template: Template) -> None:
-        """Have some of it ready from now on, asked for or not, until the copy is dropped."""
-
-    async def restore_sandbox(
-        self, id_: str, copy: CopyFacts, image_digest: str, resources: Resources, execs: list[KnownExec]
-    ) -> set[str]:
-        """Let a copy run as the sandbox of that id, prepared or not; returns the execs that it does not hold."""
-
-    async def pause_sandbox(self, id_: str) -> CopyFacts:
-        """Copy it and stop it there: nothing happens inside from now on, and `park_sandbox` follows."""
-
-    async def park_sandbox(self, id_: str) -> None:
-        """End what `pause_sandbox` stopped: its copy is all that is left; its execs wait for `restore_sandbox`."""
-
     def recover_parked(self, id_: str, execs: list[KnownExec]) -> bool:
         """After a restart, for a sandbox that was parked. True if it runs all the same: use `recover_sandbox`."""
 
@@ -231,47 +281,3 @@ class Host(Protocol):
 
     async def processes(self, id_: str) -> int:
         """How many processes run in it."""
-
-    # ---- execs
-
-    def reserve_exec(self, sandbox: str) -> int:
-        """PID 1's number for the next exec."""
-
-    async def start_exec(self, sandbox: str, id_: str, number: int, spec: ExecSpec) -> None:
-        """Start a process; `isolation.channel.link.StartFailed` too."""
-
-    async def wait_exec(self, sandbox: str, id_: str) -> ExecEnd:
-        """Wait for its end; all its output is in the log then."""
-
-    def append(self, sandbox: str, id_: str, type_: EventType, payload: bytes) -> None:
-        """Add an event to its log."""
-
-    def close_exec(self, sandbox: str, id_: str) -> None:
-        """Its log is complete."""
-
-    def signal_exec(self, sandbox: str, id_: str, signal: int, *, group: bool) -> None:
-        """Send a signal."""
-
-    def resize_exec(self, sandbox: str, id_: str, rows: int, cols: int) -> None:
-        """Resize its terminal."""
-
-    async def write_input(self, sandbox: str, id_: str, data: bytes) -> bool:
-        """Feed it; False when it takes no more."""
-
-    def end_input(self, sandbox: str, id_: str) -> None:
-        """End its input."""
-
-    def input_offset(self, sandbox: str, id_: str) -> int:
-        """Bytes of input sent so far."""
-
-    def log_path(self, sandbox: str, id_: str) -> Path:
-        """Where its log lies (see `isolation.execlog`)."""
-
-    def remove_logs(self, sandbox: str) -> None:
-        """Delete the logs of all its execs."""
-
-    async def log_changed(self, sandbox: str, id_: str, after: int, follower: str) -> None:
-        """Wait until its log has an event beyond after; the follower has had those up to it. At once if it ended."""
-
-    def unfollow(self, sandbox: str, id_: str, follower: str) -> None:
-        """The follower is gone."""

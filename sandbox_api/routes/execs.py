@@ -8,6 +8,7 @@ from sandbox_api.models.execs import Exec, ExecPage, ExecRequest, SignalRequest,
 from sandbox_api.problems import not_found
 from sandbox_api.routes.context import ExecId, SandboxId, Tenant, Use, problems
 from sandbox_api.services.cursor import decode_cursor, encode_cursor
+from sandbox_api.services.exec_views import describe_exec
 
 router = APIRouter(prefix="/v1/sandboxes/{sandbox_id}", tags=["execs"])
 _OUTPUT_MAX = 16 << 20
@@ -20,7 +21,7 @@ async def exec_(use: Use, tenant: Tenant, sandbox_id: SandboxId, request: ExecRe
     if request.wait and record.state != "exited":
         await use.execs.wait(record)
         record = await use.execs.get(tenant, sandbox_id, record.id)
-    return use.execs.describe(record, request.max_output_bytes)
+    return describe_exec(record, use.execs.log_path(record), request.max_output_bytes)
 
 
 @router.get("/execs", responses=problems())
@@ -38,7 +39,9 @@ async def list_(
     if len(records) > limit:
         records = records[:limit]
         following = encode_cursor(records[-1].created_at, records[-1].id)
-    shown = [use.execs.describe(record, None) for record in records if record.state != "starting"]
+    shown = [
+        describe_exec(record, use.execs.log_path(record), None) for record in records if record.state != "starting"
+    ]
     return ExecPage(execs=shown, next_cursor=following)
 
 
@@ -51,7 +54,8 @@ async def get(
     max_output_bytes: Annotated[int, Query(ge=0, le=_OUTPUT_MAX)] = 65536,
 ) -> Exec:
     """An exec with head and tail of its output."""
-    return use.execs.describe(await use.execs.get(tenant, sandbox_id, exec_id), max_output_bytes)
+    record = await use.execs.get(tenant, sandbox_id, exec_id)
+    return describe_exec(record, use.execs.log_path(record), max_output_bytes)
 
 
 @router.post("/execs/{exec_id}/signal", status_code=204, responses=problems(409))

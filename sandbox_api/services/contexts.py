@@ -15,7 +15,6 @@ import secrets
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -25,14 +24,14 @@ from common.errors import IsoboxError
 from common.ids import new_id
 from common.tasks import TaskOwner
 from isolation.execlog import Event, EventType, LogReader
-from sandbox_api.contexts.protocol import DONE, READY, RESULT, Message, Splitter, results, unfinished
+from sandbox_api.contexts.protocol import Splitter, unfinished
 from sandbox_api.host.interface import ExecEnd, Host
 from sandbox_api.models.common import time_of
 from sandbox_api.models.contexts import Context, CreateContext, RunRequest
 from sandbox_api.models.execs import ExecError, ExecRequest
 from sandbox_api.problems import Problem, not_found
 from sandbox_api.services.execs import ExecService
-from sandbox_api.services.openlog import OpenLog
+from sandbox_api.services.live_context import LiveContext, Run
 from sandbox_api.services.registry import Live, Registry
 from sandbox_api.settings import Settings
 from sandbox_api.store.records import ContextRecord, ExecRecord
@@ -50,36 +49,6 @@ _PROGRAMS: Final[Mapping[str, tuple[str, ...]]] = {
     "python": ("python3", "-c", (_FOLDER / "python_runner.py").read_text()),
     "node": ("node", "-e", (_FOLDER / "node_runner.js").read_text(), "--"),
 }
-
-
-@dataclass(slots=True)
-class _Run:
-    """A run that is on."""
-
-    record: ExecRecord
-    log: OpenLog
-    done: "asyncio.Future[bool]"
-    skip: list[int] = field(default_factory=lambda: [0, 0, 0])
-    """Bytes of stdout, of stderr, and results that the log has already."""
-    sent: bool = False
-    """Whether PID 1 has its code."""
-    stderr_ended: bool = False
-    ok: bool | None = None
-
-
-@dataclass(slots=True)
-class LiveContext:
-    """A context whose interpreter runs."""
-
-    record: ContextRecord
-    exec: ExecRecord
-    splitters: tuple[Splitter, Splitter]
-    ready: "asyncio.Future[None]"
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    seq: int = 0
-    """The last event of its log that was taken."""
-    current: _Run | None = None
-    ended: bool = False
 
 
 class ContextService:
@@ -167,7 +136,7 @@ class ContextService:
         await self._store.forget_context(context.record.id)
         self._host.hold(live.record.id)
         try:
-            self._host.signal_exec(live.record.id, context.exec.id, signal.SIGKILL, group=True)
+            self._host.execs.signal(live.record.id, context.exec.id, signal.SIGKILL, group=True)
             await self._execs.wait(context.exec)
         finally:
             self._host.let_go(live.record.id)
@@ -227,12 +196,12 @@ class ContextService:
         self._tasks.spawn(self._perform(live, context, run, request.code), name=f"run {record.id}")
         return record
 
-    def _opened(self, live: Live, record: ExecRecord) -> _Run:
+    def _opened(self, live: Live, record: ExecRecord) -> Run:
         live.execs[record.id] = record
         log = self._execs.open_log(record)
-        return _Run(record, log, asyncio.get_running_loop().create_future())
+        return Run(record, log, asyncio.get_running_loop().create_future())
 
-    async def _perform(self, live: Live, context: LiveContext, run: _Run, code: str) -> None:
+    async def _perform(self, live: Live, context: LiveContext, run: Run, code: str) -> None:
         async with context.turn:
             if context.ended:
                 run.done.set_exception(_Gone())
@@ -240,7 +209,7 @@ class ContextService:
                 await self._send(live, context, run, code)
             await self._see_through(live, context, run)
 
-    async def _send(self, live: Live, context: LiveContext, run: _Run, code: str) -> None:
+    async def _send(self, live: Live, context: LiveContext, run: Run, code: str) -> None:
         record = context.record
         record.runs += 1
         request = {"run": record.runs, "code": code, "seed": os.urandom(16).hex() if record.reseed else None}
@@ -254,11 +223,11 @@ class ContextService:
         # In the background: a runner that has died takes no input, and its end is told elsewhere.
         self._tasks.spawn(self._feed(live.record.id, context.exec.id, run, line), name=f"code {run.record.id}")
 
-    async def _feed(self, sandbox: str, exec_id: str, run: _Run, line: bytes) -> None:
+    async def _feed(self, sandbox: str, exec_id: str, run: Run, line: bytes) -> None:
         with contextlib.suppress(IsoboxError):
-            run.sent = await self._host.write_input(sandbox, exec_id, line)
+            run.sent = await self._host.execs.write_input(sandbox, exec_id, line)
 
-    async def _see_through(self, live: Live, context: LiveContext, run: _Run) -> None:
+    async def _see_through(self, live: Live, context: LiveContext, run: Run) -> None:
         """Wait for the run's end, interrupt it in time, write down how it ended."""
         record, end, late = run.record, ExecEnd("sandbox", ended_at=time.time()), False
         try:
@@ -285,21 +254,21 @@ class ContextService:
         error = _timeout_error(record, kept=not context.ended) if late else None
         await self._execs.conclude_run(live, record, run.log, end, error)
 
-    async def _interrupt(self, context: LiveContext, run: _Run) -> bool:
+    async def _interrupt(self, context: LiveContext, run: Run) -> bool:
         sandbox, exec_id = context.record.sandbox_id, context.exec.id
-        self._host.signal_exec(sandbox, exec_id, signal.SIGINT, group=True)
+        self._host.execs.signal(sandbox, exec_id, signal.SIGINT, group=True)
         try:
             async with asyncio.timeout(_GRACE_S):
                 return await asyncio.shield(run.done)
         except TimeoutError:
-            self._host.signal_exec(sandbox, exec_id, signal.SIGKILL, group=True)
+            self._host.execs.signal(sandbox, exec_id, signal.SIGKILL, group=True)
             return await run.done
 
     async def signal(self, record: ExecRecord, number: int) -> None:
         """A signal for a run: it goes to the interpreter and all that it started."""
         for context in self._live.get(record.sandbox_id, {}).values():
             if context.current is not None and context.current.record.id == record.id:
-                self._host.signal_exec(record.sandbox_id, context.exec.id, number, group=True)
+                self._host.execs.signal(record.sandbox_id, context.exec.id, number, group=True)
                 return
         raise Problem(409, "run_waits", "the run has not begun yet, or has ended", hint="try again", retryable=True)
 
@@ -311,7 +280,7 @@ class ContextService:
                 if event.type == EventType.EXIT:
                     break
                 if event.type in (EventType.STDOUT, EventType.STDERR):
-                    self._take(context, event)
+                    context.take(event)
             context.seq = event.seq
         context.ended = True
         end = _how(context.exec)
@@ -325,40 +294,6 @@ class ContextService:
         if live.record.state == "running":
             self._live.get(context.record.sandbox_id, {}).pop(context.record.id, None)
             await self._store.forget_context(context.record.id)
-
-    def _take(self, context: LiveContext, event: Event) -> None:
-        stream = 0 if event.type == EventType.STDOUT else 1
-        for piece in context.splitters[stream].feed(event.payload):
-            run = context.current
-            if isinstance(piece, Message) and piece.kind == READY:
-                if not context.ready.done():
-                    context.ready.set_result(None)
-            elif run is None:
-                continue  # what background threads print between runs belongs to nobody
-            elif isinstance(piece, bytes):
-                self._print(run, stream, piece)
-            else:
-                self._note(run, stream, piece)
-
-    def _print(self, run: _Run, stream: int, data: bytes) -> None:
-        skipped = min(run.skip[stream], len(data))
-        run.skip[stream] -= skipped
-        if data := data[skipped:]:
-            run.log.append(EventType.STDERR if stream else EventType.STDOUT, data)
-
-    def _note(self, run: _Run, stream: int, message: Message) -> None:
-        if message.kind == RESULT and (bundle := results(message.data)) is not None:
-            if run.skip[2]:
-                run.skip[2] -= 1
-            else:
-                run.record.results.append(run.log.append(EventType.RESULT, json.dumps(bundle).encode()))
-        elif message.kind == DONE and isinstance(message.data, dict) and message.data.get("run") == run.record.run:
-            if stream:
-                run.stderr_ended = True
-            else:
-                run.ok = message.data.get("ok") is True
-            if run.stderr_ended and run.ok is not None and not run.done.done():
-                run.done.set_result(run.ok)
 
     # ---- after a restart, and in copies
 
@@ -398,7 +333,7 @@ class ContextService:
                 self._host.hold(live.record.id)
             self._tasks.spawn(self._resume_run(live, context, run), name=f"run {current.id}")
 
-    async def _resume_run(self, live: Live, context: LiveContext, run: _Run) -> None:
+    async def _resume_run(self, live: Live, context: LiveContext, run: Run) -> None:
         async with context.turn:
             await self._see_through(live, context, run)
 

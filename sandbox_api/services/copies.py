@@ -90,7 +90,7 @@ class CopyService:
 
     async def _take(self, live: Live, id_: str, tenant: str, request: CreateSnapshot) -> SnapshotRecord:
         runs = self._contexts.on(live)
-        copy = await self._host.copy_sandbox(live.record.id, id_, keep=True)
+        copy = await self._host.copies.take(live.record.id, id_, keep=True)
         now = time.time()
         origin = self._origin(live, copy, runs)
         record = SnapshotRecord(
@@ -110,7 +110,7 @@ class CopyService:
         )
         await self._store.save_snapshot(record)
         if record.template:
-            self._host.keep_template(self._template(record))
+            self._host.copies.keep_template(self._template(record))
         return record
 
     async def get(self, tenant: str, id_: str) -> SnapshotRecord:
@@ -131,14 +131,14 @@ class CopyService:
         """Delete it; sandboxes made of it go on."""
         record = await self.get(tenant, id_)
         await self._store.forget_snapshot(record.id)
-        await self._host.drop_copy(record.id)
+        await self._host.copies.drop(record.id)
 
     async def watch_expiry(self) -> None:
         """Delete those whose time is over, for ever."""
         while True:
             for id_ in await self._store.all_snapshots(expired_at=time.time()):
                 await self._store.forget_snapshot(id_)
-                await self._host.drop_copy(id_)
+                await self._host.copies.drop(id_)
             await asyncio.sleep(1.0)
 
     async def create_from(self, tenant: str, request: CreateSandbox) -> SandboxRecord:
@@ -159,7 +159,7 @@ class CopyService:
         return live.record
 
     def _claim(self, snapshot: SnapshotRecord, fields: dict[str, Any]) -> tuple[str, dict[str, str]] | None:
-        return self._host.claim_template(self._template(snapshot), Resources(**fields["resources"]))
+        return self._host.copies.claim_template(self._template(snapshot), Resources(**fields["resources"]))
 
     def _template(self, snapshot: SnapshotRecord) -> Template:
         made = SandboxRecord(id="", tenant="", state=State.CREATING, created_at=0.0, **snapshot.sandbox)
@@ -186,7 +186,7 @@ class CopyService:
     async def keep_templates(self) -> None:
         """After a start: have ready what was marked as a template."""
         for snapshot in await self._store.template_snapshots():
-            self._host.keep_template(self._template(snapshot))
+            self._host.copies.keep_template(self._template(snapshot))
 
     # ---- forks
 
@@ -208,7 +208,7 @@ class CopyService:
             ]
             runs = self._contexts.on(live)
             try:
-                copy = await self._host.copy_sandbox(parent.id, name, keep=False)
+                copy = await self._host.copies.take(parent.id, name, keep=False)
             except BaseException:
                 await self._give_back(preparing)
                 raise
@@ -222,7 +222,7 @@ class CopyService:
                     *(self._child(each, tenant, origin, copy, parent.id) for each in preparing), return_exceptions=True
                 )
             finally:
-                await self._host.drop_copy(name)
+                await self._host.copies.drop(name)
         return [each.record for each in found if isinstance(each, Live)], [_error(e) for e in found if _failed(e)]
 
     async def _child(
@@ -254,7 +254,7 @@ class CopyService:
     async def _prepare(self, fields: Mapping[str, Any]) -> str:
         record = SandboxRecord(id="", tenant="", state=State.CREATING, created_at=0.0, **fields)
         assert record.image_digest is not None
-        return await self._host.prepare_sandbox(record.image_digest, host_resources(record))
+        return await self._host.copies.prepare(record.image_digest, host_resources(record))
 
     def _reserve_memory(self, wanted: int) -> None:
         """Pages are not shared between copies: all of them must fit now, not some later."""
@@ -292,7 +292,7 @@ class CopyService:
         )
         execs, contexts = _copied(origin, id_, own or {})
         record.main = next((e.id for e in execs if e.forked_from == origin.sandbox.get("main")), None)
-        live = Live(record, EventLog(self._host.log_path(id_, EVENTS)))
+        live = Live(record, EventLog(self._host.execs.log_path(id_, EVENTS)))
         self._registry.live[id_] = live
         await self._store.save_sandbox(record)
         try:
@@ -309,7 +309,7 @@ class CopyService:
             with contextlib.suppress(IsoboxError, OSError, TimeoutError):
                 await self._host.destroy_sandbox(id_)
             await self._life.move(live, LifeEvent.FAILED, Termination(reason="failed", detail=str(error)[:500]))
-            self._host.remove_logs(id_)
+            self._host.execs.remove_logs(id_)
             raise
         self._sandboxes.begun(live)
         return live
@@ -319,7 +319,7 @@ class CopyService:
         for each in execs:
             self._execs.seed_log(each)
         known = [self._execs.known(each, record) for each in execs if each.role != "run"]
-        return await self._host.restore_sandbox(record.id, copy, record.image_digest, host_resources(record), known)
+        return await self._host.copies.restore(record.id, copy, record.image_digest, host_resources(record), known)
 
 
 def _fields(record: SandboxRecord) -> dict[str, Any]:

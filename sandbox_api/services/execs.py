@@ -2,12 +2,11 @@
 
 import base64
 import contextlib
-import errno
 import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from common.ids import new_id
 from common.tasks import TaskOwner
@@ -15,14 +14,12 @@ from isolation.channel.frames import Stage
 from isolation.channel.link import StartFailed
 from isolation.errors import SandboxGone
 from isolation.execlog import Event, EventType, Gap, LogReader, LogWriter
-from sandbox_api.diagnose import limits
-from sandbox_api.diagnose.diagnose import STDERR_READ, diagnose
 from sandbox_api.host.interface import ExecEnd, ExecSpec, Host, KnownExec, Terminal
 from sandbox_api.metrics import Metrics
-from sandbox_api.models.common import time_of
-from sandbox_api.models.execs import Exec, ExecError, ExecRequest, Omission, Outcome, Truncation
-from sandbox_api.output.follow import clip, follow
+from sandbox_api.models.execs import ExecError, ExecRequest
+from sandbox_api.output.follow import follow
 from sandbox_api.problems import Problem, invalid, not_found
+from sandbox_api.services.exec_ends import conclude, last_events, refusal
 from sandbox_api.services.openlog import OpenLog
 from sandbox_api.services.registry import Live, Registry
 from sandbox_api.settings import Settings
@@ -48,19 +45,16 @@ class ExecService:
     async def start(self, tenant: str, sandbox_id: str, request: ExecRequest) -> ExecRecord:
         """Start it; the same exec_id again answers with the exec that there is."""
         live = await self._registry.usable(tenant, sandbox_id)
-        if request.exec_id is not None and (known := await self._known(live, request.exec_id)) is not None:
+        if request.exec_id is not None and (known := await self.known_by_id(live, request.exec_id)) is not None:
             return known
         return await self.start_in(live, request)
 
-    async def _known(self, live: Live, exec_id: str) -> ExecRecord | None:
+    async def known_by_id(self, live: Live, exec_id: str) -> ExecRecord | None:
+        """The sandbox's exec of an id that a client chose, if there is one; 409 if another sandbox has it."""
         known = live.execs.get(exec_id) or await self._store.exec_by_id(live.record.id, exec_id)
         if known is None and await self._store.exec_is_taken(exec_id):
             raise Problem(409, "exec_id_taken", "this exec_id is in use", hint="choose a fresh random exec_id")
         return known
-
-    async def known_by_id(self, live: Live, exec_id: str) -> ExecRecord | None:
-        """The sandbox's exec of an id that a client chose, if there is one; 409 if another sandbox has it."""
-        return await self._known(live, exec_id)
 
     async def start_in(
         self,
@@ -75,7 +69,7 @@ class ExecService:
         record = ExecRecord(
             id=request.exec_id or new_id("exe"),
             sandbox_id=live.record.id,
-            number=self._host.reserve_exec(live.record.id),
+            number=self._host.execs.reserve(live.record.id),
             argv=request.command,
             title=title or request.title,
             role=role,
@@ -90,7 +84,7 @@ class ExecService:
         live.execs[record.id] = record
         try:
             await self._store.save_exec(record)
-            await self._host.start_exec(record.sandbox_id, record.id, record.number, spec)
+            await self._host.execs.start(record.sandbox_id, record.id, record.number, spec)
         except StartFailed as error:
             return await self._failed_start(live, record, error)
         except BaseException:
@@ -102,7 +96,9 @@ class ExecService:
         self._note_start(record)
         await self._store.save_exec(record)
         self._tasks.spawn(self._finish(live, record), name=f"exec {record.id}")
-        await self._first_input(live, record, request)
+        if isinstance(request.stdin, str):
+            feeding = self._feed_all(live.record.id, record.id, request.stdin.encode())
+            self._tasks.spawn(feeding, name=f"stdin {record.id}")
         return record
 
     def _note_start(self, record: ExecRecord) -> None:
@@ -110,7 +106,7 @@ class ExecService:
         if record.forked_from is not None:
             said["forked_from"] = record.forked_from
         payload = json.dumps(said).encode()
-        self._host.append(record.sandbox_id, record.id, EventType.STARTED, payload)
+        self._host.execs.append(record.sandbox_id, record.id, EventType.STARTED, payload)
 
     def _spec(self, sandbox: SandboxRecord, request: ExecRequest, record: ExecRecord) -> ExecSpec:
         user = request.user or sandbox.user
@@ -136,31 +132,26 @@ class ExecService:
             raise invalid(str(error), "pass large data through a file or stdin instead") from error
         return spec
 
-    async def _first_input(self, live: Live, record: ExecRecord, request: ExecRequest) -> None:
-        if isinstance(request.stdin, str):
-            data = request.stdin.encode()
-            self._tasks.spawn(self._feed_all(live.record.id, record.id, data), name=f"stdin {record.id}")
-
     async def _feed_all(self, sandbox: str, exec_id: str, data: bytes) -> None:
         with contextlib.suppress(SandboxGone):
-            if await self._host.write_input(sandbox, exec_id, data):
-                self._host.end_input(sandbox, exec_id)
+            if await self._host.execs.write_input(sandbox, exec_id, data):
+                self._host.execs.end_input(sandbox, exec_id)
 
     async def _failed_start(self, live: Live, record: ExecRecord, error: StartFailed) -> ExecRecord:
         if error.stage != Stage.EXEC:
             live.execs.pop(record.id, None)
             await self._store.forget_exec(record.id)
-            raise _refusal(error)
+            raise refusal(error)
         # A log of its own, so that followers and late readers find what everybody finds.
         now = time.time()
         record.started_at = now
         end = ExecEnd("failed", stage=error.stage, errno=error.errno, ended_at=now)
-        path = self._host.log_path(record.sandbox_id, record.id)
+        path = self._host.execs.log_path(record.sandbox_id, record.id)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         log = LogWriter(path)
         try:
-            self._conclude(record, end, None, "")
-            for type_, payload in _last_events(record):
+            conclude(record, self.log_path(record), end, None, "")
+            for type_, payload in last_events(record):
                 log.append(type_, payload)
         finally:
             log.close()
@@ -171,38 +162,20 @@ class ExecService:
     # ---- ending
 
     async def _finish(self, live: Live, record: ExecRecord) -> None:
-        end = await self._host.wait_exec(record.sandbox_id, record.id)
+        end = await self._host.execs.wait(record.sandbox_id, record.id)
         detail = ""
         if end.kind == "sandbox":
             await live.over.wait()  # so that the reason is known
             detail = (live.record.termination or {}).get("detail", "")
         reason = (live.record.termination or {}).get("reason")
-        self._conclude(record, end, reason, detail)
-        for type_, payload in _last_events(record):
-            self._host.append(record.sandbox_id, record.id, type_, payload)
-        self._host.close_exec(record.sandbox_id, record.id)
+        conclude(record, self.log_path(record), end, reason, detail)
+        for type_, payload in last_events(record):
+            self._host.execs.append(record.sandbox_id, record.id, type_, payload)
+        self._host.execs.close(record.sandbox_id, record.id)
         live.execs.pop(record.id, None)
         live.used_at = time.time()
         await self._store.save_exec(record)
         self._metrics.exec_seconds.observe(max(0.0, end.ended_at - (record.started_at or end.ended_at)))
-
-    def _conclude(self, record: ExecRecord, end: ExecEnd, reason: str | None, detail: str) -> None:
-        outcome = limits.outcome(end, reason)
-        stderr = b"" if end.kind == "failed" else self._tail(record)
-        error = diagnose(outcome, end, record.argv, stderr=stderr, timeout_s=record.timeout_s, detail=detail)
-        record.state = "exited"
-        record.ended_at = end.ended_at
-        record.outcome = outcome.model_dump()
-        record.error = error.model_dump() if error else None
-        record.cpu_s = round(end.cpu_s, 6)
-        record.max_rss_mb = round(end.max_rss_kib / 1024, 1)
-
-    def _tail(self, record: ExecRecord) -> bytes:
-        stream = 1 if record.pty else 2
-        with contextlib.suppress(FileNotFoundError), LogReader(self.log_path(record)) as reader:
-            total = reader.totals()[stream - 1]
-            return reader.stream(stream, max(0, total - STDERR_READ), STDERR_READ)[1]
-        return b""
 
     # ---- after a restart
 
@@ -225,7 +198,7 @@ class ExecService:
             events = [event.type for event in reader.read(0, budget=1 << 16) if isinstance(event, Event)]
             ending = reader.ending()
         if ending is not None:  # it had ended, the log says so: only the record is behind
-            self._host.close_exec(record.sandbox_id, record.id)
+            self._host.execs.close(record.sandbox_id, record.id)
             await self.settle(record, ending)
             return
         live.execs[record.id] = record
@@ -277,10 +250,10 @@ class ExecService:
                 await self.settle(record, ending)
                 return
         record.started_at = record.started_at or record.created_at
-        self._conclude(record, ExecEnd("sandbox", ended_at=time.time()), reason, detail)
+        conclude(record, self.log_path(record), ExecEnd("sandbox", ended_at=time.time()), reason, detail)
         log = LogWriter(path, limit=self._settings.log_limit_mb << 20)
         try:
-            for type_, payload in _last_events(record):
+            for type_, payload in last_events(record):
                 log.append(type_, payload)
         finally:
             log.close()
@@ -290,7 +263,7 @@ class ExecService:
 
     def log_path(self, record: ExecRecord) -> Path:
         """Where its log lies."""
-        return self._host.log_path(record.sandbox_id, record.id)
+        return self._host.execs.log_path(record.sandbox_id, record.id)
 
     async def get(self, tenant: str, sandbox_id: str, exec_id: str) -> ExecRecord:
         """Its record; 404."""
@@ -319,9 +292,9 @@ class ExecService:
             if (ours := self._logs.get(id_)) is not None:
                 await ours.changed(seq)
             else:
-                await self._host.log_changed(sandbox, id_, seq, follower)
+                await self._host.execs.changed(sandbox, id_, seq, follower)
 
-        return follow(self.log_path(record), after, changed, lambda f: self._host.unfollow(sandbox, id_, f))
+        return follow(self.log_path(record), after, changed, lambda f: self._host.execs.unfollow(sandbox, id_, f))
 
     def open_log(self, record: ExecRecord) -> OpenLog:
         """The log of a run, which the service itself writes."""
@@ -335,60 +308,16 @@ class ExecService:
     ) -> None:
         """A run in a context has ended so; error is what is known better than its output tells."""
         termination = live.record.termination or {}
-        self._conclude(record, end, termination.get("reason"), termination.get("detail", ""))
+        conclude(record, self.log_path(record), end, termination.get("reason"), termination.get("detail", ""))
         record.cpu_s = record.max_rss_mb = None
         record.error = error.model_dump() if error else record.error
-        for type_, payload in _last_events(record):
+        for type_, payload in last_events(record):
             log.append(type_, payload)
         log.close()
         self._logs.pop(record.id, None)
         live.execs.pop(record.id, None)
         live.used_at = time.time()
         await self._store.save_exec(record)
-
-    def describe(self, record: ExecRecord, max_output_bytes: int | None) -> Exec:
-        """As a client sees it; without output if max_output_bytes is None."""
-        began = record.started_at or record.created_at
-        exec_ = Exec(
-            id=record.id,
-            sandbox_id=record.sandbox_id,
-            argv=record.argv,
-            state="exited" if record.state == "exited" else "running",
-            started_at=time_of(began),  # type: ignore[arg-type]  # not None
-            ended_at=time_of(record.ended_at),
-            duration_s=None if record.ended_at is None else round(max(0.0, record.ended_at - began), 6),
-            cpu_s=record.cpu_s,
-            max_rss_mb=record.max_rss_mb,
-            outcome=Outcome(**record.outcome) if record.outcome else None,
-            error=ExecError(**record.error) if record.error else None,
-            forked_from=record.forked_from,
-            context=record.context,
-        )
-        if max_output_bytes is None:
-            return exec_
-        with contextlib.suppress(FileNotFoundError):
-            out, err, totals, omitted = clip(self.log_path(record), max_output_bytes)
-            exec_.stdout, exec_.stderr = out.decode(errors="replace"), err.decode(errors="replace")
-            exec_.stdout_bytes, exec_.stderr_bytes = totals
-            if omitted:
-                exec_.truncated = Truncation(
-                    **{
-                        name: Omission(omitted_bytes=end - begin, **{"from": begin}, to=end)
-                        for name, (begin, end) in ((("stdout", "stderr")[n - 1], span) for n, span in omitted.items())
-                    }
-                )
-            if record.results:
-                exec_.results = self._results(record)
-        return exec_
-
-    def _results(self, record: ExecRecord) -> list[dict[str, Any]]:
-        found, size = [], 0
-        with LogReader(self.log_path(record)) as reader:
-            for seq in record.results:
-                for event in reader.read(seq - 1, budget=1):
-                    if isinstance(event, Event) and (size := size + len(event.payload)) <= _RESULTS_MAX:
-                        found.append(json.loads(event.payload))
-        return found
 
     def output(self, record: ExecRecord, stream: int, start: int, limit: int) -> tuple[int, bytes]:
         """Bytes of a stream from start on: (offset they begin at, bytes)."""
@@ -401,13 +330,13 @@ class ExecService:
         """Send a signal; 409 if it has ended."""
         if record.state != "running":
             raise _ended()
-        self._host.signal_exec(record.sandbox_id, record.id, signal, group=group)
+        self._host.execs.signal(record.sandbox_id, record.id, signal, group=group)
 
     def resize(self, record: ExecRecord, rows: int, cols: int) -> None:
         """Resize its terminal; 409 if it has none."""
         if not record.pty:
             raise Problem(409, "no_terminal", "this exec has no terminal", hint='start it with "pty": {"rows", "cols"}')
-        self._host.resize_exec(record.sandbox_id, record.id, rows, cols)
+        self._host.execs.resize(record.sandbox_id, record.id, rows, cols)
 
     async def write_input(self, record: ExecRecord, pieces: AsyncIterator[bytes], *, eof: bool) -> tuple[int, bool]:
         """Feed it: (bytes sent in all, whether it takes no more)."""
@@ -416,58 +345,12 @@ class ExecService:
         sandbox, id_ = record.sandbox_id, record.id
         open_ = True
         async for piece in pieces:
-            if not (open_ := await self._host.write_input(sandbox, id_, piece)):
+            if not (open_ := await self._host.execs.write_input(sandbox, id_, piece)):
                 break
         if eof and open_:
-            self._host.end_input(sandbox, id_)
-        return self._host.input_offset(sandbox, id_), not open_
+            self._host.execs.end_input(sandbox, id_)
+        return self._host.execs.input_offset(sandbox, id_), not open_
 
 
 def _ended() -> Problem:
     return Problem(409, "exec_ended", "the process has ended", hint="start another exec")
-
-
-def _refusal(error: StartFailed) -> Problem:
-    if error.stage == Stage.CWD:
-        return Problem(
-            422,
-            "workdir_unusable",
-            f"workdir: {error.detail.partition(': ')[2]}",
-            hint="create it first, or choose another",
-        )
-    if error.stage == Stage.USER:
-        if error.errno == errno.EPERM:
-            return Problem(403, "root_forbidden", "this server runs nothing as root", hint="leave `user` out")
-        return Problem(
-            422,
-            "user_unknown",
-            "there is no such user or group in the sandbox",
-            hint="see its /etc/passwd and /etc/group",
-        )
-    if error.stage == Stage.REQUEST:
-        return invalid("the sandbox cannot take this request", "shorten argv and env")
-    return Problem(
-        503,
-        "start_failed",
-        f"the process could not be started: {error.detail}",
-        hint="the sandbox is short of processes or memory: end some, or create it larger",
-        retryable=True,
-    )
-
-
-def _last_events(record: ExecRecord) -> list[tuple[EventType, bytes]]:
-    events = []
-    if record.error is not None:
-        events.append((EventType.ERROR, json.dumps(record.error).encode()))
-    said = {
-        "outcome": record.outcome,
-        "error": record.error,
-        "ended_at_s": record.ended_at,
-        "duration_s": None
-        if record.ended_at is None or record.started_at is None
-        else round(record.ended_at - record.started_at, 6),
-        "cpu_s": record.cpu_s,
-        "max_rss_mb": record.max_rss_mb,
-    }
-    events.append((EventType.EXIT, json.dumps(said).encode()))
-    return events

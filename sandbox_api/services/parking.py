@@ -108,14 +108,14 @@ class Parking:
         record = live.record
         if record.state != State.RUNNING:
             raise _ended(record)
-        copy = await self._host.pause_sandbox(record.id)
+        copy = await self._host.copies.pause(record.id)
         if record.state != State.RUNNING:  # terminated meanwhile
-            await self._host.drop_copy(record.id)
+            await self._host.copies.drop(record.id)
             raise _ended(record)
         record.copy = {"digest": copy.digest, "size": copy.size}
         record.paused_by = by
         await self._life.move(live, LifeEvent.PAUSED)
-        await self._host.park_sandbox(record.id)
+        await self._host.copies.park(record.id)
 
     async def _go_on(self, live: Live) -> None:
         record = live.record
@@ -124,7 +124,7 @@ class Parking:
         assert record.copy is not None
         assert record.image_digest is not None
         copy = CopyFacts(record.id, record.copy["digest"], record.copy["size"], {})
-        never = await self._host.restore_sandbox(record.id, copy, record.image_digest, host_resources(record), known)
+        never = await self._host.copies.restore(record.id, copy, record.image_digest, host_resources(record), known)
         for each in execs:
             if each.id in never:
                 live.execs.pop(each.id, None)
@@ -139,7 +139,7 @@ class Parking:
         record.copy = record.paused_by = None
         live.used_at = time.time()
         await self._life.move(live, LifeEvent.RESUMED)
-        await self._host.drop_copy(record.id)
+        await self._host.copies.drop(record.id)
 
     async def recover(self, live: Live, execs: list[KnownExec]) -> set[str]:
         """After a restart, of one that was paused: it stays so, unless the earlier server had resumed it already."""

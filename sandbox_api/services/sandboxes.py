@@ -88,7 +88,7 @@ class SandboxService:
             idle_timeout_s=request.idle_timeout_s,
             park_after_s=request.park_after_s,
         )
-        live = Live(record, EventLog(self._host.log_path(record.id, EVENTS)))
+        live = Live(record, EventLog(self._host.execs.log_path(record.id, EVENTS)))
         self._registry.live[record.id] = live
         # Shielded: a client that goes away leaves a sandbox with a record, never one without.
         starting = self._start(live, began, ready=claimed is not None)
@@ -102,7 +102,7 @@ class SandboxService:
                 await self._host.create_sandbox(record.id, record.image, host_resources(record))
         except BaseException as error:
             await self._life.move(live, LifeEvent.FAILED, Termination(reason="failed", detail=str(error)[:500]))
-            self._host.remove_logs(record.id)
+            self._host.execs.remove_logs(record.id)
             raise
         await self._life.started(live, began)
         self.begun(live)
@@ -184,7 +184,7 @@ class SandboxService:
             if live is not None:
                 await live.events.changed(seq, follower)
 
-        return follow(self._host.log_path(record.id, EVENTS), after, changed, lambda _: None)
+        return follow(self._host.execs.log_path(record.id, EVENTS), after, changed, lambda _: None)
 
     # ---- changing
 
@@ -226,7 +226,7 @@ class SandboxService:
                 await self._life.move(live, LifeEvent.ENDING)
             await self._host.destroy_sandbox(live.record.id)
             if live.record.copy is not None:
-                await self._host.drop_copy(live.record.id)
+                await self._host.copies.drop(live.record.id)
             await self._life.move(live, LifeEvent.ENDED)
             self._contexts.forget(live.record.id)
 
@@ -279,7 +279,7 @@ class SandboxService:
         while True:
             horizon = time.time() - self._settings.retain_s
             for id_ in await self._store.ended_before(horizon, 100):
-                self._host.remove_logs(id_)
+                self._host.execs.remove_logs(id_)
                 await self._store.forget_sandbox(id_)
             await self._store.forget_answers(time.time() - 86400)
             await self._store.checkpoint()
@@ -294,10 +294,10 @@ class SandboxService:
             await self._recover(record)
         await self._host.reclaim({live.record.id for live in self._registry.live.values() if not live.parked})
         copies = {live.record.id for live in self._registry.live.values() if live.parked}
-        await self._host.reclaim_copies(copies | set(await self._store.all_snapshots()))
+        await self._host.copies.reclaim(copies | set(await self._store.all_snapshots()))
 
     async def _recover(self, record: SandboxRecord) -> None:
-        live = Live(record, EventLog(self._host.log_path(record.id, EVENTS)))
+        live = Live(record, EventLog(self._host.execs.log_path(record.id, EVENTS)))
         self._registry.live[record.id] = live
         execs = [each for each in await self._store.unfinished_execs(record.id) if each.role != "run"]
         known = [self._execs.known(each, record) for each in execs]

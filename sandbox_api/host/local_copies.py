@@ -1,0 +1,195 @@
+"""Copies of this machine's sandboxes: taken, kept, restored, paused, and had ready in the pool."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from common.ids import new_id
+from common.tasks import TaskOwner
+from isolation.errors import DiskFull, SnapshotUnusable
+from isolation.foreground import Foreground
+from isolation.pool import Pool, Shape
+from isolation.sandbox import Machine, Sandbox
+from isolation.snapshots import Copy, Maker, SnapshotFolder
+from isolation.spec import Resources
+from sandbox_api.host.fleet import Fleet
+from sandbox_api.host.interface import CopyFacts, KnownExec, Template
+from sandbox_api.host.local_execs import LocalExecs
+from sandbox_api.host.local_templates import Templates
+
+_log = structlog.get_logger(__name__)
+_QUIET_TIMEOUT_S = 10.0
+
+
+class LocalCopies:
+    """See `sandbox_api.host.interface.Copies`."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        fleet: Fleet,
+        execs: LocalExecs,
+        snapshots: SnapshotFolder,
+        maker: Maker,
+        templates: Templates,
+        pool: Pool,
+        foreground: Foreground,
+        tasks: TaskOwner,
+        *,
+        image: Callable[[str], Path],
+    ) -> None:
+        """`image` tells where the file of an image with that digest lies, if it is still there."""
+        self._machine = machine
+        self._fleet = fleet
+        self._execs = execs
+        self._snapshots = snapshots
+        self._maker = maker
+        self._templates = templates
+        self._pool = pool
+        self._foreground = foreground
+        self._tasks = tasks
+        self._image = image
+        self._unnamed: dict[str, Copy] = {}
+
+    def close(self) -> None:
+        """Let go of the copies that are not kept."""
+        for copy in self._unnamed.values():
+            copy.close()
+
+    # ---- taking
+
+    async def take(self, id_: str, name: str, *, keep: bool) -> CopyFacts:
+        sandbox, copy = self._fleet.get(id_), self._snapshots.blank()
+        try:
+            with sandbox.in_use(), self._foreground.working():
+                async with sandbox.link.quiet(timeout=_QUIET_TIMEOUT_S):
+                    offsets = self._execs.offsets(id_)
+                    await sandbox.checkpoint(copy.emptied)
+            if keep:
+                return await self._kept(name, copy, offsets)
+        except BaseException:
+            copy.close()
+            raise
+        self._unnamed[name] = copy
+        return CopyFacts(name, "", copy.size, offsets)
+
+    async def _kept(self, name: str, copy: Copy, offsets: dict[str, tuple[int, int]]) -> CopyFacts:
+        try:
+            sealed = await asyncio.to_thread(self._snapshots.seal, name, copy, self._maker)
+        except OSError as error:
+            raise DiskFull(
+                f"the copy cannot be kept: {error.strerror}", hint="see the state directory's disk"
+            ) from error
+        copy.close()
+        return CopyFacts(name, sealed.digest, sealed.size, offsets)
+
+    async def drop(self, name: str) -> None:
+        if self._templates.forget(name):
+            self._pool.forget(name)
+        if (copy := self._unnamed.pop(name, None)) is not None:
+            # To free its pages takes a while (0.2 ms a MiB), and nobody need wait for that.
+            self._tasks.spawn(asyncio.to_thread(copy.close), name=f"close {name}")
+        else:
+            await asyncio.to_thread(self._snapshots.remove, name)
+
+    async def reclaim(self, keep: set[str]) -> None:
+        if gone := await asyncio.to_thread(self._snapshots.reclaim, keep):
+            _log.info("copies that nobody knows deleted", names=gone)
+
+    # ---- going on from one
+
+    async def prepare(self, image_digest: str, resources: Resources) -> str:
+        sandbox = await self._prepare(new_id("sbx"), image_digest, resources, pooled=True)
+        self._fleet.prepared[sandbox.id] = sandbox
+        return sandbox.id
+
+    def _image_file(self, digest: str) -> Path:
+        path = self._image(digest)
+        if not path.exists():
+            raise SnapshotUnusable("the image that it was made with is gone", hint="make another one")
+        return path
+
+    async def _prepare(self, id_: str, image_digest: str, resources: Resources, *, pooled: bool) -> Sandbox:
+        path = self._image_file(image_digest)
+        shape = Shape(path, resources.memory_mb, resources.disk_mb, started=False)
+        if pooled and (ready := self._pool.claim(shape)) is not None:
+            return ready.sandbox
+        return await Sandbox.prepare(self._machine, id_, image=path, resources=resources)
+
+    async def restore(
+        self, id_: str, copy: CopyFacts, image_digest: str, resources: Resources, execs: list[KnownExec]
+    ) -> set[str]:
+        with self._foreground.working():
+            opened = self._unnamed.get(copy.name)
+            if stored := opened is None:
+                opened = await asyncio.to_thread(self._snapshots.open, copy.name, copy.digest, self._maker)
+            try:
+                sandbox = self._fleet.prepared.pop(id_, None) or await self._prepare(
+                    id_, image_digest, resources, pooled=False
+                )
+                async with sandbox.undone_on_failure():
+                    sandbox.claim(resources)
+                    guests = [self._execs.known(id_, each) for each in execs]
+                    with opened.reading() as fds:
+                        missing = await sandbox.restore(fds, guests)
+            finally:
+                if stored:
+                    opened.close()
+            self._fleet.adopt(sandbox)
+            return self._execs.go_on(sandbox, execs, missing)
+
+    # ---- had ready
+
+    def _shape(self, template: Template, resources: Resources) -> Shape:
+        path = self._image(template.image_digest)
+        return Shape(path, resources.memory_mb, resources.disk_mb, started=False, copy=template.copy.name)
+
+    def keep_template(self, template: Template) -> None:
+        self._templates.add(template)
+        self._pool.keep_warm(self._shape(template, template.resources))
+
+    def claim_template(self, template: Template, resources: Resources) -> tuple[str, dict[str, str]] | None:
+        self._templates.add(template)
+        ready = self._pool.claim(self._shape(template, resources))
+        if ready is None:
+            return None
+        sandbox = ready.sandbox
+        if ready.execs:
+            (sandbox.folder / "logs").rename(self._execs.folder(sandbox.id))
+        self._fleet.adopt(sandbox)
+        for id_ in ready.execs.values():
+            exec_ = self._execs.get(sandbox.id, id_)
+            if exec_.spec.keeps_awake:
+                exec_.holds_sandbox.enter_context(sandbox.in_use())
+        sandbox.claim(resources)
+        return sandbox.id, dict(ready.execs)
+
+    # ---- pauses
+
+    async def pause(self, id_: str) -> CopyFacts:
+        sandbox, copy = self._fleet.get(id_), self._snapshots.blank()
+        sandbox.begin_use()
+        try:
+            async with sandbox.link.quiet(timeout=_QUIET_TIMEOUT_S):
+                await sandbox.pause()
+                try:
+                    await sandbox.checkpoint(copy.emptied)
+                    return await self._kept(id_, copy, self._execs.offsets(id_))
+                except BaseException:
+                    await sandbox.unpause()
+                    raise
+        except BaseException:
+            copy.close()
+            sandbox.end_use()
+            raise
+
+    async def park(self, id_: str) -> None:
+        sandbox = self._fleet.get(id_)
+        mine = self._execs.of(id_)
+        for each in mine:
+            each.suspend()
+        sandbox.link.detach({each.guest for each in mine if each.guest is not None})
+        del self._fleet.running[id_]
+        await sandbox.destroy()
