@@ -1,4 +1,4 @@
-"""Packs the server below isobox_server in a wheel, PID 1 built (docs/adr/0003-packing.md)."""
+"""Packs the server below isobox_server in a wheel, its guest programs built (docs/adr/0003-packing.md)."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,8 @@ class PackServer(BuildHookInterface):  # type: ignore[type-arg, misc]
         sys.path.insert(0, self.root)
         from isolation.guest import build
 
-        init = build.binary(Path(self.directory))
         for package in PACKAGES:
             build_data["force_include"][str(Path(self.root) / package)] = f"isobox_server/{package}"
-        build_data["force_include"][str(init)] = f"isobox_server/isolation/guest/{init.name}"
+        for program in (build.INIT, build.LAYER):
+            built = build.binary(Path(self.directory), program)
+            build_data["force_include"][str(built)] = f"isobox_server/isolation/guest/{built.name}"

@@ -5,6 +5,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from benchmarks.rows import Row, alone, beside, timed
 from common.ids import new_id
 from fs.images import ImageStore
 from isolation import cgroups, runsc
+from isolation.execs import Exec, ExecSpec
 from isolation.guest import build
 from isolation.keeper import Keeper
 from isolation.sandbox import Machine
@@ -160,65 +162,85 @@ def contexts(api: Api, rounds: int) -> list[Row]:
     ]
 
 
-async def raw_copies(heap_mb: int, rounds: int) -> list[float]:
-    """Milliseconds of `Checkpoint` and `Restore` one after the other, by the bare control calls."""
-    cache = Path(os.environ.get("ISOBOX_CACHE", "/var/cache/isobox"))
-    store = ImageStore(cache / "images", init=lambda: build.binary(cache))
-    image = store.path(store.ensure("python"))
-    found: list[float] = []
-    with tempfile.TemporaryDirectory(prefix="isobox-bench-") as folder:
-        keeper = Keeper(Path(folder) / "keeper.sock")
-        keeper.connect()
-        (Path(folder) / "run").mkdir()
-        found_runsc = await runsc.find(None, cache)
-        machine = Machine(found_runsc, cgroups.detect(), keeper, Path(folder) / "run", build.binary(cache))
-        source = await Raw.create(machine, new_id("sbx"), image=image, resources=DEFAULT)
-        from isolation.execs import Exec, ExecSpec
+class RawCopies:
+    """A sandbox like ours, copied by the bare control calls `Checkpoint` and `Restore`."""
 
-        script = f"import os, time; x = os.urandom({heap_mb} << 20); print('up', flush=True); time.sleep(1000)"
-        exec_ = Exec(ExecSpec(["python3", "-c", script], "user"), Path(folder) / "log")
-        await exec_.start(source.link, number=source.link.reserve(), timeout=10)
-        await exec_.changed(0, "bench")
-        for _ in range(rounds):
-            target = await Raw.prepare(machine, new_id("sbx"), image=image, resources=DEFAULT)
-            copy = Copy(Path(folder))
-            began = time.perf_counter()
-            await source.control.checkpoint(copy.emptied())
-            with copy.reading() as fds:
-                await target.control.restore(fds)
-            found.append((time.perf_counter() - began) * 1000)
-            copy.close()
-            await target.destroy()
-        exec_.log.close()
-        await source.destroy()
-        keeper.close()
-    return found
+    def __init__(self, folder: Path, heap_mb: int) -> None:
+        self._folder = folder
+        self._runner = asyncio.Runner()
+        self._runner.run(self._begin(heap_mb))
+
+    async def _begin(self, heap_mb: int) -> None:
+        cache = Path(os.environ.get("ISOBOX_CACHE", "/var/cache/isobox"))
+        store = ImageStore(cache / "images", init=lambda: build.binary(cache))
+        self._image = store.path(store.ensure("python"))
+        self._keeper = Keeper(self._folder / "keeper.sock")
+        self._keeper.connect()
+        (self._folder / "run").mkdir()
+        found = await runsc.find(None, cache)
+        self._machine = Machine(
+            found,
+            cgroups.detect(),
+            self._keeper,
+            self._folder / "run",
+            build.binary(cache),
+            build.binary(cache, build.LAYER),
+        )
+        self._source = await Raw.create(self._machine, new_id("sbx"), image=self._image, resources=DEFAULT)
+        self._exec = Exec(ExecSpec(["python3", "-c", holding(heap_mb)], "user"), self._folder / "log")
+        await self._exec.start(self._source.link, number=self._source.link.reserve(), timeout=10)
+        await self._exec.changed(0, "bench")
+
+    def once(self) -> float:
+        """Milliseconds of the two calls, one after the other."""
+        return self._runner.run(self._once())
+
+    async def _once(self) -> float:
+        target = await Raw.prepare(self._machine, new_id("sbx"), image=self._image, resources=DEFAULT)
+        await asyncio.sleep(0.5)
+        copy = Copy(self._folder)
+        began = time.perf_counter()
+        await self._source.control.checkpoint(copy.emptied())
+        with copy.reading() as fds:
+            await target.control.restore(fds)
+        took = (time.perf_counter() - began) * 1000
+        copy.close()
+        await target.destroy()
+        return took
+
+    def close(self) -> None:
+        """End it."""
+        self._runner.run(self._source.destroy())
+        self._exec.log.close()
+        self._keeper.close()
+        self._runner.close()
+
+
+def holding(heap_mb: int) -> str:
+    """A program that holds so much memory, and sleeps."""
+    return f"import os, time; x = os.urandom({heap_mb} << 20); print('up', flush=True); time.sleep(1000)"
 
 
 def forks(api: Api, rounds: int) -> list[Row]:
-    """Forks beside the raw calls; how long the parent stands still; eight at once."""
+    """Forks beside the raw calls, in turn; eight at once; how long the parent stands still."""
     rows = []
     for heap_mb, most in ((0, 1.5), (200, 1.3)):
-        path = api.create()
-        script = f"import os, time; x = os.urandom({heap_mb} << 20); print('up', flush=True); time.sleep(1000)"
-        api.http.post(f"{path}/exec", json={"argv": ["python3", "-c", script], "wait": False})
-        body = {"argv": ["python3", "-u", "-c", TICKS], "wait": False}
-        ticking = api.http.post(f"{path}/exec", json=body).json()["id"]
-        ours, eight, still = [], [], []
+        size = "small" if not heap_mb else f"{heap_mb} MiB heap"
         n = rounds if heap_mb == 0 else rounds // 5
-        for _ in range(n):
-            time.sleep(0.6)  # the pool's refill is part of the service, not of a fork
-            offset = api.http.get(f"{path}/execs/{ticking}").json()["stdout_bytes"]
-            took, children = api.fork(path, 1)
-            ours.append(took)
-            text = api.http.get(f"{path}/execs/{ticking}/output", params={"from": offset}).text
-            still.append(max(int(line) for line in text.split("\n")[1:-1]) / 1000)
-            for child in children:
-                api.delete(child)
-        theirs = asyncio.run(raw_copies(heap_mb, n))
-        name = f"fork, {'small' if not heap_mb else f'{heap_mb} MiB heap'}"
-        rows.append(beside(name, ours, "raw Checkpoint + Restore", theirs, most=most))
-        rows.append(alone(f"the parent stands still, {'small' if not heap_mb else f'{heap_mb} MiB heap'}", "ms", still))
+        path = api.create()
+        api.http.post(f"{path}/exec", json={"argv": ["python3", "-c", holding(heap_mb)], "wait": False})
+        ours, theirs, eight = [], [], []
+        with tempfile.TemporaryDirectory(prefix="isobox-bench-") as folder:
+            raw = RawCopies(Path(folder), heap_mb)
+            for _ in range(n):
+                theirs.append(raw.once())
+                time.sleep(0.6)  # the pool's refill is part of the service, not of a fork
+                took, children = api.fork(path, 1)
+                ours.append(took)
+                for child in children:
+                    api.delete(child)
+            raw.close()
+        rows.append(beside(f"fork, {size}", ours, "raw Checkpoint + Restore", theirs, most=most))
         if not heap_mb:
             for _ in range(max(3, rounds // 10)):
                 time.sleep(3)
@@ -227,8 +249,25 @@ def forks(api: Api, rounds: int) -> list[Row]:
                 for child in children:
                     api.delete(child)
             rows.append(beside("8 forks at once, small", eight, "one fork", ours, most=4))
+        rows.append(alone(f"the parent stands still, {size}", "ms", standstill(api, path, max(10, n // 5))))
         api.delete(path)
     return rows
+
+
+def standstill(api: Api, path: str, rounds: int) -> list[float]:
+    """Milliseconds that a program of the parent, which looks at the clock all the time, misses at each fork."""
+    body = {"argv": ["python3", "-u", "-c", TICKS], "wait": False}
+    ticking = api.http.post(f"{path}/exec", json=body).json()["id"]
+    found = []
+    for _ in range(rounds):
+        time.sleep(0.6)
+        offset = api.http.get(f"{path}/execs/{ticking}").json()["stdout_bytes"]
+        _, children = api.fork(path, 1)
+        text = api.http.get(f"{path}/execs/{ticking}/output", params={"from": offset}).text
+        found.append(max(int(line) for line in text.split("\n")[1:-1]) / 1000)
+        for child in children:
+            api.delete(child)
+    return found
 
 
 def app64(api: Api, rounds: int) -> list[Row]:
@@ -412,7 +451,7 @@ def parked_crowd(api: Api, state: Path, count: int = 200) -> list[Row]:
 
 
 def main() -> None:
-    """Only these, into a table: `python -m benchmarks.copies`."""
+    """Only these, or some of them, into a table: `python -m benchmarks.copies [forks contexts …]`."""
     import sys
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "e2e"))
@@ -424,21 +463,25 @@ def main() -> None:
         server = Server(Path(folder) / "state", ISOBOX_FREEZE_AFTER_S="0.5", ISOBOX_MAX_SANDBOXES="400").start()
         try:
             with server.client() as http:
-                print(table(rows(Api(http), server, None, int(os.environ.get("ISOBOX_BENCH_ROUNDS", "50")))))
+                print(
+                    table(rows(Api(http), server, None, int(os.environ.get("ISOBOX_BENCH_ROUNDS", "50")), sys.argv[1:]))
+                )
         finally:
             server.end()
 
 
-def rows(api: Api, server: Any, podman: Podman | None, rounds: int) -> list[Row]:
-    """All of them, in one run."""
-    found = pooled(api, podman, rounds)
-    found += contexts(api, rounds)
-    found += forks(api, rounds)
-    found += app64(api, rounds)
-    found += raw_tcp(api, server.url, server.key, 5)
-    found += idle(api)
-    found += parked_crowd(api, server.state)
-    return found
+def rows(api: Api, server: Any, podman: Podman | None, rounds: int, only: Sequence[str] = ()) -> list[Row]:
+    """All of them, or those named, in one run."""
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "pooled": lambda: pooled(api, podman, rounds),
+        "contexts": lambda: contexts(api, rounds),
+        "forks": lambda: forks(api, rounds),
+        "app64": lambda: app64(api, rounds),
+        "raw_tcp": lambda: raw_tcp(api, server.url, server.key, 5),
+        "idle": lambda: idle(api),
+        "parked": lambda: parked_crowd(api, server.state),
+    }
+    return [row for name, part in parts.items() if not only or name in only for row in part()]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     images/NAME.json           the manifest
     images/DIGEST.erofs        a root file system with its PID 1 inside
+    images/DIGEST.names        what it holds, once that was asked for
     images/building/           what is being made; removed when it is done or found after a crash
 
 An image records which init it carries. When ours is another one, a new EROFS file is made on first use.
@@ -54,6 +55,17 @@ class ImageStore:
     def file(self, digest: str) -> Path:
         """Where the EROFS file of that digest lies, if it is still there."""
         return self._folder / f"{digest.removeprefix('sha256:')}.erofs"
+
+    def names(self, digest: str) -> tuple[Path, int]:
+        """A file that lists what an image holds (see `erofs.names`), and when the image was made (epoch seconds)."""
+        image = self.file(digest)
+        made = int(image.stat().st_mtime)
+        path = image.with_suffix(".names")
+        if not path.exists():
+            partial = path.with_name(f"{new_id('img')}.partial")
+            partial.write_bytes(erofs.names(image))
+            os.replace(partial, path)
+        return path, made
 
     def all(self) -> list[Image]:
         """What is there, by name."""
@@ -115,7 +127,11 @@ class ImageStore:
             raise UnknownImage(f"there is no image {name!r}")
         (self._folder / f"{name}.json").unlink()
         if all(other.digest != image.digest for other in self.all()):
-            self.path(image).unlink(missing_ok=True)
+            self._delete(image)
+
+    def _delete(self, image: Image) -> None:
+        self.path(image).unlink(missing_ok=True)
+        self.path(image).with_suffix(".names").unlink(missing_ok=True)
 
     def _manifest(self, name: str) -> Image | None:
         try:
@@ -149,5 +165,5 @@ class ImageStore:
         manifest.write_text(json.dumps(asdict(image)))
         os.replace(manifest, self._folder / f"{name}.json")
         if older is not None and older.digest != image.digest:
-            self.path(older).unlink(missing_ok=True)
+            self._delete(older)
         return image

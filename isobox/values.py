@@ -178,6 +178,7 @@ class Snapshot:
 
     id: str
     name: str | None
+    kind: str
     sandbox_id: str
     size_bytes: int
     created_at: datetime | None
@@ -190,6 +191,7 @@ class Snapshot:
         return cls(
             raw["id"],
             raw["name"],
+            raw["kind"],
             raw["sandbox_id"],
             raw["size_bytes"],
             _time(raw["created_at"]),

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from isolation import urpc
-from isolation.errors import RunscError
 
 TESTED_RELEASES = ("20240729.0",)
 """runsc releases that this project's suite has run against."""
 
 _COPY_TIMEOUT_S: Final = 300.0
+_DELIVER_TO_PROCESS: Final = 0  # runsc/boot/controller.go, SignalDeliveryMode
 
 
 def _mask(prefix: str) -> str:
@@ -115,8 +115,10 @@ class Control:
             if str(each.get("path", "")).startswith("host:")
         ]
 
-    async def run_as_root(self, program: int, argv: Sequence[str], *, capabilities: int) -> None:
-        """Run a program of the host's (a descriptor) inside to its end, without descriptors; RunscError if it fails.
+    async def start_as_root(
+        self, program: int, argv: Sequence[str], *, capabilities: int, stdio: Sequence[int] = ()
+    ) -> int:
+        """Start a program of the host's (a descriptor) inside, with these as its descriptors from 0 on: its pid.
 
         One descriptor more than GuestFDs names is taken for the program (pkg/sentry/control/proc.go).
         """
@@ -129,10 +131,17 @@ class Control:
             "KUID": 0,
             "KGID": 0,
             "Capabilities": {name: capabilities if name != "AmbientCaps" else 0 for name in sets},
-            "GuestFDs": [],
+            "GuestFDs": list(range(len(stdio))),
             "ContainerID": self.container,
         }
-        pid = await self._call("containerManager.ExecuteAsync", argument, fds=[program])
-        status = await self._call("containerManager.WaitPID", {"PID": pid, "CID": self.container})
-        if status != 0:
-            raise RunscError(f"{argv[0]} ended with status {status}")
+        return int(await self._call("containerManager.ExecuteAsync", argument, fds=[*stdio, program]))
+
+    async def wait(self, pid: int, *, timeout: float) -> int:
+        """Wait for the end of what `start_as_root` started: its wait status (0: all went well)."""
+        argument = {"PID": pid, "CID": self.container}
+        return int(await self._call("containerManager.WaitPID", argument, timeout=timeout))
+
+    async def kill(self, pid: int) -> None:
+        """SIGKILL for one process inside."""
+        argument = {"CID": self.container, "Signo": 9, "PID": pid, "Mode": _DELIVER_TO_PROCESS}
+        await self._call("containerManager.Signal", argument)

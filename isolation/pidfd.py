@@ -13,6 +13,7 @@ class Process:
     def __init__(self, pid: int, *, start_time: int | None = None) -> None:
         """ProcessLookupError if there is no such process, or not the one that started at start_time."""
         self.pid = pid
+        self._waiters: set[asyncio.Future[None]] = set()
         self.fd = os.pidfd_open(pid)
         self.start_time = _start_time(pid)
         if self.start_time is None or start_time not in (None, self.start_time):
@@ -27,26 +28,31 @@ class Process:
     @property
     def ended(self) -> bool:
         """Whether it has ended (a zombie has)."""
-        return bool(select.select([self.fd], [], [], 0)[0])
+        poll = select.poll()  # select(2) knows no descriptor beyond 1023
+        poll.register(self.fd, select.POLLIN)
+        return bool(poll.poll(0))
 
     async def wait(self) -> None:
-        """Wait for its end."""
+        """Wait for its end; any number may."""
         loop = asyncio.get_running_loop()
         done = loop.create_future()
-        loop.add_reader(self.fd, _resolve, done)
+        self._waiters.add(done)
+        loop.add_reader(self.fd, self._resolve)  # one reader a descriptor: it resolves all of them
         try:
             await done
         finally:
-            loop.remove_reader(self.fd)
+            self._waiters.discard(done)
+            if not self._waiters:
+                loop.remove_reader(self.fd)
+
+    def _resolve(self) -> None:
+        for done in self._waiters:
+            if not done.done():
+                done.set_result(None)
 
     def close(self) -> None:
         """Let go of the descriptor."""
         os.close(self.fd)
-
-
-def _resolve(done: "asyncio.Future[None]") -> None:
-    if not done.done():
-        done.set_result(None)
 
 
 def _start_time(pid: int) -> int | None:

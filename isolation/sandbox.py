@@ -23,7 +23,8 @@ from typing import Final, Literal
 
 import structlog
 
-from isolation import mounts, runsc
+from common.tasks import TaskOwner
+from isolation import layers, mounts, runsc
 from isolation.cgroups import Cgroup, Layout, Usage
 from isolation.channel.link import GuestExec, Link
 from isolation.control import Control
@@ -54,6 +55,8 @@ class Machine:
     folder: Path
     init: Path
     """PID 1's binary, as ours: what lies in a sandbox under that name its root may have replaced."""
+    layer: Path
+    """The program that saves and applies layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,9 @@ class Sandbox:
         self._destroying = False
         self._ends: tuple[int, int] | None = None
         self._uses = 0
+        self._naming: asyncio.Task[None] | None = None
+        self._tasks = TaskOwner()
+        self._copying = asyncio.Lock()
         self.frozen = False
         self.idle_since = time.monotonic()
 
@@ -165,26 +171,47 @@ class Sandbox:
         await self.control.start_root()
         await self._open([])
 
-    async def restore(self, files: Sequence[int], execs: list[GuestExec]) -> set[int]:
+    async def restore(self, files: Sequence[int], execs: list[GuestExec], *, rename: bool) -> set[int]:
         """Go on from a checkpoint instead of starting; returns the numbers of execs that it does not hold.
 
-        The copy differs from its original: its name is its own. A failure leaves it alive but useless: destroy it.
+        With rename it takes a name of its own, unlike its original: `named` waits for that. A failure leaves it
+        alive but useless: destroy it.
         """
         await self.control.restore(files)
         try:
-            missing, _ = await asyncio.gather(self._open(execs), self._take_name())
+            missing = await self._open(execs)
         except BaseException:
             if self._link is not None:
                 self._link.detach(set(execs))
             raise
+        if rename:
+            self._begin_naming()
         return missing
+
+    def _begin_naming(self) -> None:
+        self._naming = self._tasks.spawn(self._take_name(), name=f"name {self.id}")
+        if (self.folder / "sandbox.json").exists():  # claimed: a later server must know
+            self._write_record()
 
     async def _take_name(self) -> None:
         program = os.open(self._machine.init, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            await self.control.run_as_root(program, ["isobox-hostname", self.id], capabilities=_CAP_SYS_ADMIN)
+            with self.in_use():
+                pid = await self.control.start_as_root(
+                    program, ["isobox-hostname", self.id], capabilities=_CAP_SYS_ADMIN
+                )
+                if status := await self.control.wait(pid, timeout=_BOOT_TIMEOUT_S):
+                    raise RunscError(f"isobox-hostname ended with status {status}")
         finally:
             os.close(program)
+        self._naming = None
+        if (self.folder / "sandbox.json").exists():
+            self._write_record()
+
+    async def named(self) -> None:
+        """Wait until it goes by its own name: what starts from now on sees no other."""
+        if self._naming is not None:
+            await asyncio.shield(self._naming)
 
     async def _open(self, execs: list[GuestExec]) -> set[int]:
         assert self._ends is not None
@@ -222,11 +249,14 @@ class Sandbox:
         sandbox._adopt(process, record["control_path"])
         sandbox.cgroup.thaw()
         try:
-            return sandbox, await sandbox._reopen(execs, paused=bool(record.get("paused")))
+            missing = await sandbox._reopen(execs, paused=bool(record.get("paused")))
         except BaseException:
             sandbox.link.detach(set(execs))
-            sandbox.release()
+            await sandbox.release()
             raise
+        if record.get("nameless"):
+            sandbox._begin_naming()
+        return sandbox, missing
 
     async def _reopen(self, execs: list[GuestExec], *, paused: bool) -> set[int]:
         if paused:
@@ -248,6 +278,7 @@ class Sandbox:
         assert self._process is not None
         record = {
             "paused": paused,
+            "nameless": self._naming is not None,
             "pid": self._process.pid,
             "start_time": self._process.start_time,
             "control_path": self.control.path,
@@ -356,6 +387,11 @@ class Sandbox:
 
         CheckpointRefused with what stands in the way, after some attempts: the sandbox is as before.
         """
+        async with self._copying:  # programs of the host's would be in the way
+            await self.named()
+            await self._checkpoint(files)
+
+    async def _checkpoint(self, files: Callable[[], Sequence[int]]) -> None:
         foreign = [
             each for each in await self.control.host_descriptors() if each.pid != 1 or each.number not in (0, 1, 2)
         ]
@@ -380,11 +416,22 @@ class Sandbox:
             hint="close its network connections or end what runs, then try again",
         )
 
+    async def save_layer(self, names: Path, since: int, target: int, *, most: int) -> None:
+        """Write what changed in its files into target; see `isolation.layers.save`."""
+        async with self._copying:
+            await layers.save(self.control, self._machine.layer, names, since, target, most=most)
+
+    async def apply_layer(self, source: int) -> None:
+        """Lay such a layer over its files; see `isolation.layers.apply`."""
+        async with self._copying:
+            await layers.apply(self.control, self._machine.layer, source)
+
     # ---- the ways out
 
-    def release(self) -> None:
+    async def release(self) -> None:
         """Let go of it without ending it: the next server takes it over."""
         self._destroying = True
+        await self._tasks.cancel()
         self._close_ends()
         if self._process is not None:
             self._process.close()
@@ -402,6 +449,7 @@ class Sandbox:
     async def destroy(self) -> Usage:
         """End it and remove every trace; never asks the guest. Returns what it had used. Idempotent."""
         self._destroying = True
+        await self._tasks.cancel()
         usage = self.cgroup.usage()
         if self._process is not None:
             self._process.kill()

@@ -1,9 +1,10 @@
-"""Snapshots on disk: what a checkpoint wrote, and the manifest without which it counts for nothing.
+"""Snapshots on disk: what a checkpoint or a layer holds, and the manifest without which it counts for nothing.
 
     snapshots/ID/              0700
-      checkpoint.img           the kernel's state
-      pages_meta.img           where the pages belong
-      pages.img                memory and changed files
+      checkpoint.img           the kernel's state          } of memory
+      pages_meta.img           where the pages belong      }
+      pages.img                memory and changed files    }
+      layer.tar                changed files as an image layer, of files alone
       manifest.json            what wrote it, and the files' sizes and digests; written last
     snapshots/ID.partial/      being written, or what a crash left of that: never read
 
@@ -17,14 +18,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from isolation.errors import SnapshotUnusable
 
-FILES: Final = ("checkpoint.img", "pages_meta.img", "pages.img")
+MEMORY: Final = ("checkpoint.img", "pages_meta.img", "pages.img")
+LAYER: Final = ("layer.tar",)
 _FORMAT: Final = 1
 
 
@@ -55,6 +57,12 @@ def misfit(manifest: dict[str, object], here: Maker) -> str | None:
     """Why what this manifest describes cannot be restored here; None if it can. No I/O."""
     if manifest.get("format") != _FORMAT:
         return f"its format is {manifest.get('format')}, this version reads {_FORMAT}"
+    files = manifest.get("files")
+    names = set(files) if isinstance(files, dict) else set()
+    if names == set(LAYER):
+        return None  # files are files everywhere
+    if names != set(MEMORY):
+        return "its manifest names other files than a snapshot has"
     made = manifest.get("maker")
     if not isinstance(made, dict):
         return "its manifest does not say what wrote it"
@@ -68,13 +76,14 @@ def misfit(manifest: dict[str, object], here: Maker) -> str | None:
 
 
 class Copy:
-    """The three files of a checkpoint, open; they have no names yet, or never get any. Close it when done."""
+    """The files of a snapshot, open; they have no names yet, or never get any. Close it when done."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: Sequence[str] = MEMORY) -> None:
         """Files without names in folder: nothing is left of them, whatever happens."""
+        self.names = tuple(names)
         self.fds: list[int] = []
         try:
-            for _ in FILES:
+            for _ in names:
                 self.fds.append(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
         except OSError as error:
             self.close()
@@ -119,8 +128,15 @@ class Copy:
 class _Opened(Copy):
     """The files of a stored snapshot."""
 
-    def __init__(self, folder: Path) -> None:
-        self.fds = [os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW) for name in FILES]
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self.fds = []
+        try:
+            for name in names:
+                self.fds.append(os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+        except OSError:
+            self.close()
+            raise
 
 
 class SnapshotFolder:
@@ -131,9 +147,9 @@ class SnapshotFolder:
         self._verified: dict[str, tuple[tuple[int, ...], ...]] = {}
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def blank(self) -> Copy:
+    def blank(self, names: Sequence[str] = MEMORY) -> Copy:
         """A copy to write into, on the disk where `seal` can name it."""
-        return Copy(self._folder)
+        return Copy(self._folder, names)
 
     def seal(self, id_: str, copy: Copy, maker: Maker) -> Sealed:
         """Name what was written. OSError where the disk is full; nothing is left then."""
@@ -142,7 +158,7 @@ class SnapshotFolder:
         partial.mkdir(mode=0o700)
         try:
             files = {}
-            for name, fd in zip(FILES, copy.fds, strict=True):
+            for name, fd in zip(copy.names, copy.fds, strict=True):
                 _name(fd, partial / name)
                 files[name] = {"size": os.fstat(fd).st_size, "sha256": _digest(fd)}
                 os.fsync(fd)
@@ -157,7 +173,7 @@ class SnapshotFolder:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        self._verified[id_] = _stamps(final)
+        self._verified[id_] = _stamps(final, copy.names)
         return Sealed(hashlib.sha256(manifest).hexdigest(), copy.size)
 
     def open(self, id_: str, digest: str, here: Maker) -> Copy:
@@ -172,7 +188,7 @@ class SnapshotFolder:
             manifest = json.loads(raw)
             if (why := misfit(manifest, here)) is not None:
                 raise SnapshotUnusable(f"the snapshot cannot be restored here: {why}", hint="make another one here")
-            opened = _Opened(folder)
+            opened = _Opened(folder, LAYER if LAYER[0] in manifest["files"] else MEMORY)
         except FileNotFoundError as error:
             raise SnapshotUnusable(f"a file of the snapshot is missing: {error.filename}") from error
         try:
@@ -184,9 +200,9 @@ class SnapshotFolder:
 
     def _verify(self, id_: str, folder: Path, opened: Copy, files: dict[str, dict[str, object]]) -> None:
         # Read once: afterwards the kernel's own stamps (ctime can't be set) tell whether somebody wrote.
-        if self._verified.get(id_) == (stamps := _stamps(folder)):
+        if self._verified.get(id_) == (stamps := _stamps(folder, opened.names)):
             return
-        for name, fd in zip(FILES, opened.fds, strict=True):
+        for name, fd in zip(opened.names, opened.fds, strict=True):
             said = files[name]
             if os.fstat(fd).st_size != said["size"] or _digest(fd) != said["sha256"]:
                 raise SnapshotUnusable(
@@ -227,8 +243,8 @@ def _digest(fd: int) -> str:
     return state.hexdigest()
 
 
-def _stamps(folder: Path) -> tuple[tuple[int, ...], ...]:
-    found = [os.lstat(folder / name) for name in FILES]
+def _stamps(folder: Path, names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    found = [os.lstat(folder / name) for name in names]
     return tuple((each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in found)
 
 

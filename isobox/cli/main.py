@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 try:
     import typer
@@ -227,9 +227,11 @@ def snapshot_create(
     sandbox: SandboxArgument,
     name: Annotated[str | None, typer.Option(help="A name for it.")] = None,
     ttl_s: Annotated[float | None, typer.Option("--ttl", help="Seconds until it is deleted.")] = None,
+    files: Annotated[bool, typer.Option("--files", help="Its files alone, without what runs.")] = False,
 ) -> None:
     """Keep a copy of a running sandbox."""
-    print(Sandbox.connect(sandbox).snapshot(name, ttl_s=ttl_s).id)
+    kind: Literal["memory", "filesystem"] = "filesystem" if files else "memory"
+    print(Sandbox.connect(sandbox).snapshot(name, kind=kind, ttl_s=ttl_s).id)
 
 
 @snapshot_app.command("ls")
@@ -237,8 +239,11 @@ def snapshot_ls() -> None:
     """List snapshots."""
     page = Transport(Config.find(None, None)).send(calls.snapshots("GET"))
     found = [Snapshot.parse(raw) for raw in page["snapshots"]]
-    rows = [(s.id, s.name or "", f"{s.size_bytes >> 20} MiB", _moment(s.created_at), s.sandbox_id) for s in found]
-    _print_table(("ID", "NAME", "SIZE", "CREATED", "SANDBOX"), rows)
+    rows = [
+        (s.id, s.name or "", s.kind, f"{s.size_bytes / (1 << 20):.1f} MiB", _moment(s.created_at), s.sandbox_id)
+        for s in found
+    ]
+    _print_table(("ID", "NAME", "KIND", "SIZE", "CREATED", "SANDBOX"), rows)
 
 
 @snapshot_app.command("rm")

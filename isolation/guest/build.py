@@ -1,46 +1,62 @@
-"""Builds PID 1 with the C compiler of the ziglang wheel: static, for musl, the same bytes on every machine."""
+"""Builds what runs inside by the C compiler of the ziglang wheel: static, for musl, the same bytes everywhere."""
 
 import hashlib
 import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from isolation.errors import IsolationError
 
 FOLDER: Final = Path(__file__).parent
-SOURCES: Final = ("init.c", "spawn.c", "users.c", "files.c")
-HEADERS: Final = ("wire.h", "init.h")
 _FLAGS: Final = ("-target", "x86_64-linux-musl", "-std=gnu11", "-Os", "-static", "-s", "-Wall", "-Wextra", "-Werror")
 
 
-def source_digest() -> str:
-    """A short digest of all that the binary is made from; images record it."""
-    state = hashlib.sha256(" ".join(_FLAGS).encode())
-    for name in (*SOURCES, *HEADERS):
-        state.update((FOLDER / name).read_bytes())
-    return state.hexdigest()[:16]
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program and what it is made from."""
+
+    name: str
+    sources: tuple[str, ...]
+    headers: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """A short digest of all that the binary is made from; images record that of their init."""
+        state = hashlib.sha256(" ".join(_FLAGS).encode())
+        for name in (*self.sources, *self.headers):
+            state.update((FOLDER / name).read_bytes())
+        return state.hexdigest()[:16]
+
+    def compile(self, target: Path) -> None:
+        """Compile into target; IsolationError with the compiler's words."""
+        command = [sys.executable, "-m", "ziglang", "cc", *_FLAGS, *self.sources, "-o", str(target.absolute())]
+        done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False, timeout=300)
+        if done.returncode:
+            words = done.stderr.strip()[-2000:]
+            raise IsolationError(
+                f"cannot build {self.name}: {words}", hint="run `make setup`; it installs the compiler"
+            )
 
 
-def binary(cache: Path) -> Path:
-    """The init, built on first use; IsolationError with the compiler's words if that fails."""
-    shipped = FOLDER / f"init-{source_digest()}"  # in a wheel
+INIT: Final = Program("init", ("init.c", "spawn.c", "users.c", "files.c"), ("wire.h", "init.h"))
+"""PID 1, which every image holds."""
+
+LAYER: Final = Program("layer", ("layer.c",))
+"""Saves and applies image layers; the host brings it along."""
+
+
+def binary(cache: Path, program: Program = INIT) -> Path:
+    """A program, built on first use; what `Program.compile` raises if that fails."""
+    shipped = FOLDER / f"{program.name}-{program.digest}"  # in a wheel
     path = shipped if shipped.exists() else cache / "init" / shipped.name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            built = Path(folder) / "init"
-            compile_init(built)
+            built = Path(folder) / program.name
+            program.compile(built)
             os.replace(built, path)
     return path
-
-
-def compile_init(target: Path) -> None:
-    """Compile into target."""
-    command = [sys.executable, "-m", "ziglang", "cc", *_FLAGS, *SOURCES, "-o", str(target.absolute())]
-    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False, timeout=300)
-    if done.returncode:
-        words = done.stderr.strip()[-2000:]
-        raise IsolationError(f"cannot build the init: {words}", hint="run `make setup`; it installs the compiler")

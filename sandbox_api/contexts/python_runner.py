@@ -10,6 +10,7 @@ import asyncio
 import base64
 import builtins
 import contextlib
+import gc
 import inspect
 import json
 import linecache
@@ -246,6 +247,15 @@ def interpreter() -> "Plain | WithIPython":
         return Plain(module.__dict__, module, bundle_of)
 
 
+def warm(shell: "Plain | WithIPython") -> None:
+    """Do what a run does, and touch all objects: restored memory is mapped when it is first used."""
+    reseed(os.urandom(16).hex())
+    shell.run("None", "<warm>")
+    plain = shell if isinstance(shell, Plain) else shell.plain
+    json.dumps(plain.represent(0))
+    gc.collect()
+
+
 def main() -> None:
     """Serve runs until there are no more."""
     requests = os.fdopen(os.dup(0), "rb")
@@ -269,7 +279,7 @@ def main() -> None:
     for line in requests:
         request = json.loads(line)
         if "warm" in request:
-            shell.run("None", "<warm>")
+            warm(shell)
             send(1, "W", None)
             continue
         if request.get("seed"):

@@ -58,4 +58,4 @@ class Fleet:
         for sandbox in self.prepared.values():
             await sandbox.destroy()
         for sandbox in self.running.values():
-            sandbox.release()
+            await sandbox.release()

@@ -175,6 +175,12 @@ class Copies(Protocol):
     async def take(self, id_: str, name: str, *, keep: bool) -> CopyFacts:
         """Copy a running sandbox, which goes on. With keep the copy lies on disk and outlives the server."""
 
+    async def take_files(self, id_: str, name: str, image_digest: str) -> CopyFacts:
+        """Keep a copy of what a sandbox changed in its image's files; it works on meanwhile."""
+
+    async def lay_out(self, copy: CopyFacts, image_digest: str, resources: Resources) -> str:
+        """A new sandbox of that image with such a copy's files: its id."""
+
     async def drop(self, name: str) -> None:
         """Delete a copy; no error if it is gone."""
 

@@ -49,7 +49,8 @@ async def local_host(settings: Settings) -> AsyncIterator["LocalHost"]:
         stack.callback(keeper.close)
         tasks = await stack.enter_async_context(TaskOwner())
         tasks.spawn(keeper.watch(), name="keeper")
-        machine = Machine(chosen, cgroups.detect(), keeper, run, build.binary(settings.cache))
+        init, layer = build.binary(settings.cache), build.binary(settings.cache, build.LAYER)
+        machine = Machine(chosen, cgroups.detect(), keeper, run, init, layer)
         host = LocalHost(settings, machine, tasks)
         stack.push_async_callback(host.stop)
         yield host
@@ -92,7 +93,7 @@ class LocalHost:
             self._pool,
             self._foreground,
             self._tasks,
-            image=self._images.file,
+            self._images,
         )
         self._freezer = Freezer(settings.freeze_after_s, lambda: list(self._fleet.running.values()))
 

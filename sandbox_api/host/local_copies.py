@@ -1,18 +1,18 @@
 """Copies of this machine's sandboxes: taken, kept, restored, paused, and had ready in the pool."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
 from common.ids import new_id
 from common.tasks import TaskOwner
+from fs.images import ImageStore
 from isolation.errors import DiskFull, SnapshotUnusable
 from isolation.foreground import Foreground
 from isolation.pool import Pool, Shape
 from isolation.sandbox import Machine, Sandbox
-from isolation.snapshots import Copy, Maker, SnapshotFolder
+from isolation.snapshots import LAYER, Copy, Maker, SnapshotFolder
 from isolation.spec import Resources
 from sandbox_api.host.fleet import Fleet
 from sandbox_api.host.interface import CopyFacts, KnownExec, Template
@@ -21,6 +21,8 @@ from sandbox_api.host.local_templates import Templates
 
 _log = structlog.get_logger(__name__)
 _QUIET_TIMEOUT_S = 10.0
+_LAYER_SLACK = 1.25
+"""A layer may be so many times the disk that its sandbox has: headers, and holes that are written out."""
 
 
 class LocalCopies:
@@ -37,10 +39,8 @@ class LocalCopies:
         pool: Pool,
         foreground: Foreground,
         tasks: TaskOwner,
-        *,
-        image: Callable[[str], Path],
+        images: ImageStore,
     ) -> None:
-        """`image` tells where the file of an image with that digest lies, if it is still there."""
         self._machine = machine
         self._fleet = fleet
         self._execs = execs
@@ -50,7 +50,7 @@ class LocalCopies:
         self._pool = pool
         self._foreground = foreground
         self._tasks = tasks
-        self._image = image
+        self._images = images
         self._unnamed: dict[str, Copy] = {}
 
     def close(self) -> None:
@@ -74,6 +74,38 @@ class LocalCopies:
             raise
         self._unnamed[name] = copy
         return CopyFacts(name, "", copy.size, offsets)
+
+    async def take_files(self, id_: str, name: str, image_digest: str) -> CopyFacts:
+        sandbox, copy = self._fleet.get(id_), self._snapshots.blank(LAYER)
+        most = int(sandbox.resources.disk_mb * _LAYER_SLACK) << 20
+        try:
+            listing, made = await asyncio.to_thread(self._images.names, image_digest)
+            with sandbox.in_use():
+                await sandbox.save_layer(listing, made, copy.fds[0], most=most)
+            return await self._kept(name, copy, {})
+        except BaseException:
+            copy.close()
+            raise
+
+    async def lay_out(self, copy: CopyFacts, image_digest: str, resources: Resources) -> str:
+        path = self._image_file(image_digest)
+        opened = await asyncio.to_thread(self._snapshots.open, copy.name, copy.digest, self._maker)
+        try:
+            with self._foreground.working():
+                ready = self._pool.claim(Shape(path, resources.memory_mb, resources.disk_mb))
+                sandbox = (
+                    ready.sandbox
+                    if ready is not None
+                    else await Sandbox.create(self._machine, new_id("sbx"), image=path, resources=resources)
+                )
+                async with sandbox.undone_on_failure():
+                    sandbox.claim(resources)
+                    with sandbox.in_use():
+                        await sandbox.apply_layer(opened.fds[0])
+        finally:
+            opened.close()
+        self._fleet.adopt(sandbox)
+        return sandbox.id
 
     async def _kept(self, name: str, copy: Copy, offsets: dict[str, tuple[int, int]]) -> CopyFacts:
         try:
@@ -106,7 +138,7 @@ class LocalCopies:
         return sandbox.id
 
     def _image_file(self, digest: str) -> Path:
-        path = self._image(digest)
+        path = self._images.file(digest)
         if not path.exists():
             raise SnapshotUnusable("the image that it was made with is gone", hint="make another one")
         return path
@@ -133,7 +165,7 @@ class LocalCopies:
                     sandbox.claim(resources)
                     guests = [self._execs.known(id_, each) for each in execs]
                     with opened.reading() as fds:
-                        missing = await sandbox.restore(fds, guests)
+                        missing = await sandbox.restore(fds, guests, rename=copy.name != id_)
             finally:
                 if stored:
                     opened.close()
@@ -143,7 +175,7 @@ class LocalCopies:
     # ---- had ready
 
     def _shape(self, template: Template, resources: Resources) -> Shape:
-        path = self._image(template.image_digest)
+        path = self._images.file(template.image_digest)
         return Shape(path, resources.memory_mb, resources.disk_mb, started=False, copy=template.copy.name)
 
     def keep_template(self, template: Template) -> None:

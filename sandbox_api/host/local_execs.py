@@ -34,6 +34,7 @@ class LocalExecs:
     async def start(self, sandbox: str, id_: str, number: int, spec: ExecSpec) -> None:
         owner = self._fleet.get(sandbox)
         self._working()
+        await owner.named()
         path = self.log_path(sandbox, id_)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         started = self._execs[sandbox, id_] = Exec(spec, path)

@@ -64,7 +64,7 @@ class Templates:
         opened = await asyncio.to_thread(self._snapshots.open, template.copy.name, template.copy.digest, self._maker)
         try:
             with opened.reading() as fds:
-                missing = await sandbox.restore(fds, guests)
+                missing = await sandbox.restore(fds, guests, rename=True)
         finally:
             opened.close()
         for number in missing:
@@ -74,6 +74,7 @@ class Templates:
         for each in template.execs:
             if each.touch and each.number in own:
                 await _touch(self._execs.get(sandbox.id, own[each.number][1]), each.touch)
+        await sandbox.named()
         return dict(own.values())
 
 

@@ -12,12 +12,12 @@ FORK_MAX = 64
 
 
 class CreateSnapshot(Strict):
-    """A copy to keep: `memory` holds processes, contexts and files, taken in one standstill.
+    """A copy to keep: `memory` holds processes, contexts and files, taken in one standstill; `filesystem` files alone.
 
-    Of a `template` some sandboxes are kept ready, restored and frozen.
+    Of a `template` (memory) some sandboxes are kept ready, restored and frozen.
     """
 
-    kind: Literal["memory"] = "memory"
+    kind: Literal["memory", "filesystem"] = "memory"
     name: Annotated[Text, Field(max_length=128)] | None = None
     ttl_s: Seconds | None = None
     template: bool = False
@@ -27,7 +27,7 @@ class Snapshot(BaseModel):
     """A kept copy; size in bytes on disk."""
 
     id: str
-    kind: Literal["memory"]
+    kind: Literal["memory", "filesystem"]
     name: str | None
     template: bool
     sandbox_id: str

@@ -75,6 +75,8 @@ class CopyService:
 
     async def snapshot(self, tenant: str, sandbox_id: str, request: CreateSnapshot) -> SnapshotRecord:
         """Take one and keep it; the sandbox goes on, whether that succeeds or not."""
+        if request.template and request.kind != "memory":
+            raise invalid("only memory snapshots can be templates", "leave `template` out, or take kind=memory")
         live = await self._registry.usable(tenant, sandbox_id)
         quota = self._settings.snapshot_quota_mb << 20
         if (used := await self._store.snapshot_bytes()) >= quota:
@@ -89,10 +91,15 @@ class CopyService:
         return await asyncio.shield(taking)
 
     async def _take(self, live: Live, id_: str, tenant: str, request: CreateSnapshot) -> SnapshotRecord:
-        runs = self._contexts.on(live)
-        copy = await self._host.copies.take(live.record.id, id_, keep=True)
+        if request.kind == "filesystem":
+            assert live.record.image_digest is not None
+            copy = await self._host.copies.take_files(live.record.id, id_, live.record.image_digest)
+            origin = _Origin(_fields(live.record))
+        else:
+            runs = self._contexts.on(live)
+            copy = await self._host.copies.take(live.record.id, id_, keep=True)
+            origin = self._origin(live, copy, runs)
         now = time.time()
-        origin = self._origin(live, copy, runs)
         record = SnapshotRecord(
             id=id_,
             tenant=tenant,
@@ -150,13 +157,21 @@ class CopyService:
         execs = [ExecRecord(**each) for each in snapshot.execs]
         origin = _Origin(fields, execs, [ContextRecord(**each) for each in snapshot.contexts])
         with self._registry.places(1, self._settings.max_sandboxes):
-            id_, own = self._claim(snapshot, fields) or (None, None)
-            if id_ is None:
-                self._reserve_memory(snapshot.size_bytes)
-                id_ = await self._prepare(fields)
-            making = self._make(id_, tenant, origin, copy, snapshot=snapshot.id, own=own)
-            live = await asyncio.shield(self._tasks.spawn(making, name=f"restore {id_}"))
+            if snapshot.kind == "filesystem":
+                making = self._lay_out(tenant, origin, copy)
+            else:
+                id_, own = self._claim(snapshot, fields) or (None, None)
+                if id_ is None:
+                    self._reserve_memory(snapshot.size_bytes)
+                    id_ = await self._prepare(fields)
+                making = self._make(id_, tenant, origin, copy, snapshot=snapshot.id, own=own)
+            live = await asyncio.shield(self._tasks.spawn(making, name=f"sandbox of {snapshot.id}"))
         return live.record
+
+    async def _lay_out(self, tenant: str, origin: _Origin, copy: CopyFacts) -> Live:
+        fields = origin.sandbox
+        id_ = await self._host.copies.lay_out(copy, fields["image_digest"], Resources(**fields["resources"]))
+        return await self._make(id_, tenant, origin, copy, snapshot=copy.name, own={})
 
     def _claim(self, snapshot: SnapshotRecord, fields: dict[str, Any]) -> tuple[str, dict[str, str]] | None:
         return self._host.copies.claim_template(self._template(snapshot), Resources(**fields["resources"]))

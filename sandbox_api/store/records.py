@@ -102,7 +102,7 @@ class SnapshotRecord:
     sandbox: dict[str, Any]
     execs: list[dict[str, Any]] = field(default_factory=list)
     contexts: list[dict[str, Any]] = field(default_factory=list)
-    kind: Literal["memory"] = "memory"
+    kind: Literal["memory", "filesystem"] = "memory"
     name: str | None = None
     template: bool = False
     expires_at: float | None = None

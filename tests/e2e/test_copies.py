@@ -292,6 +292,30 @@ def test_a_full_disk_is_told_and_the_sandbox_goes_on(own_server: Server, tmp_pat
 
 
 @pytest.mark.timeout(400)
+def test_a_fork_bomb_is_copied_or_told_to_be_in_the_way_and_the_sandbox_goes_on(
+    server: Server, http: httpx.Client
+) -> None:
+    with Sandbox.create(url=server.url, api_key=server.key, resources={"pids": 60}) as sandbox:
+        path = f"/v1/sandboxes/{sandbox.id}"
+        bomb = sandbox.start("sh", "-c", "while :; do (sh -c 'sleep 0.01 & sleep 0.01 & true' &) 2> /dev/null; done")
+        time.sleep(0.5)
+        for _ in range(5):
+            for kind in ("memory", "filesystem"):
+                taken = http.post(f"{path}/snapshots", json={"kind": kind})
+                assert taken.status_code in (201, 409), taken.text
+                if taken.status_code == 201:
+                    http.delete(f"/v1/snapshots/{taken.json()['id']}")
+            forked = http.post(f"{path}/fork", json={"count": 1})
+            assert forked.status_code in (201, 409), forked.text
+            for child in forked.json().get("sandboxes", []):
+                http.delete(f"/v1/sandboxes/{child['id']}")
+        bomb.kill()
+        bomb.wait()
+        until(
+            lambda: http.post(f"{path}/exec", json={"shell": "pkill sleep; echo calm"}).json().get("stdout") == "calm\n"
+        )
+
+
 def test_kill_9_at_any_moment_of_a_copy_leaves_nothing_half_made(own_server: Server) -> None:
     own_server.environment |= {"ISOBOX_POOL_CEILING": "0"}
     own_server.start()

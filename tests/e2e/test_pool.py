@@ -1,5 +1,6 @@
 """Sandboxes that wait ready, and sandboxes that nobody uses: seen from outside."""
 
+import random
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,8 @@ from server import Server, until
 
 from isobox import Sandbox
 from isolation import cgroups
+from isolation.pidfd import Process
+from isolation.runsc import read_state
 
 
 def ready(server: Server) -> float:
@@ -148,3 +151,41 @@ def test_a_setting_that_cannot_be_used_is_named(own_server: Server, value: str) 
     own_server.process.wait()
     own_server._close()
     del own_server.environment["ISOBOX_POOL_FLOOR"]
+
+
+def sentry_of(server: Server, sandbox: str) -> Process | None:
+    """The sentry of a sandbox that may wait in the pool."""
+    try:
+        return Process(read_state(server.state / "run" / sandbox / "runsc").pid)
+    except (FileNotFoundError, ProcessLookupError, ValueError):
+        return None
+
+
+def test_a_sandbox_that_ends_during_a_claim_is_nobodys_or_has_ended(own_server: Server) -> None:
+    own_server.environment["ISOBOX_POOL_FLOOR"] = "1"
+    own_server.start()
+    chance, reached = random.Random(7), set()
+    with own_server.client() as http, ThreadPoolExecutor(1) as threads:
+        for _ in range(20):
+            until(lambda: ready(own_server) >= 1, timeout=30)
+            waiting = [path.name for path in (own_server.state / "run").iterdir()]
+            sentries = [each for name in waiting if (each := sentry_of(own_server, name)) is not None]
+            created = threads.submit(http.post, "/v1/sandboxes", json={})
+            time.sleep(chance.uniform(0, 0.012))
+            for each in sentries:
+                each.kill()
+                each.close()
+            answer = created.result()
+            assert answer.status_code in (201, 409, 503), answer.text
+            if answer.status_code != 201:
+                continue
+            path = f"/v1/sandboxes/{answer.json()['id']}"
+            done = http.post(f"{path}/exec", json={"argv": ["echo", "here"]})
+            if done.status_code == 200 and done.json()["stdout"] == "here\n":
+                reached.add("whole")  # another one was claimed, or made
+                http.delete(path)
+            else:
+                reached.add("ended")
+                until(lambda path=path: http.get(path).json()["state"] in ("terminated", "failed"))  # type: ignore[misc]
+                assert http.get(path).json()["termination"]["reason"] in ("exited", "lost")
+    assert reached, "no claim was answered"

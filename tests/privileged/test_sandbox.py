@@ -34,7 +34,16 @@ def on_machine(folder: Path, work: Callable[[Machine], Awaitable[None]]) -> None
         (folder / "run").mkdir()
         found = await runsc.find(os.environ.get("ISOBOX_RUNSC"), CACHE)
         try:
-            await work(Machine(found, cgroups.detect(), keeper, folder / "run", build.binary(CACHE)))
+            await work(
+                Machine(
+                    found,
+                    cgroups.detect(),
+                    keeper,
+                    folder / "run",
+                    build.binary(CACHE),
+                    build.binary(CACHE, build.LAYER),
+                )
+            )
         finally:
             keeper.close()
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolation.errors import SnapshotUnusable
-from isolation.snapshots import FILES, Copy, Maker, SnapshotFolder, cpu_features, misfit
+from isolation.snapshots import MEMORY, Copy, Maker, SnapshotFolder, cpu_features, misfit
 
 HERE = Maker("20240729.0", "systrap", ("avx", "sse2"))
 
@@ -24,7 +24,7 @@ def sealed(folder: SnapshotFolder, name: str = "one") -> str:
 def test_what_was_sealed_is_what_is_opened_each_reader_at_its_own_pace(tmp_path: Path) -> None:
     folder = SnapshotFolder(tmp_path / "s")
     digest = sealed(folder)
-    assert {path.name for path in (tmp_path / "s" / "one").iterdir()} == {*FILES, "manifest.json"}
+    assert {path.name for path in (tmp_path / "s" / "one").iterdir()} == {*MEMORY, "manifest.json"}
     opened = SnapshotFolder(tmp_path / "s").open("one", digest, HERE)
     with opened.reading() as first, opened.reading() as second:
         assert [os.read(fd, 1 << 20) for fd in first] == [bytes([n]) * 5000 * (n + 1) for n in range(3)]
@@ -32,7 +32,7 @@ def test_what_was_sealed_is_what_is_opened_each_reader_at_its_own_pace(tmp_path:
     opened.close()
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", MEMORY)
 @pytest.mark.parametrize("deed", ["cut", "flip", "longer", "missing", "link"])
 def test_what_was_touched_is_refused(tmp_path: Path, name: str, deed: str) -> None:
     folder = SnapshotFolder(tmp_path / "s")
