@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Final
 
+from common.unixsocket import address
 from isolation import keeper_process
 from isolation.errors import IsolationError
-from isolation.unixsocket import address
 
 _FDS: Final = 2
 _ANSWER_WITHIN_S: Final = 10.0

@@ -10,8 +10,8 @@ import socket
 from collections.abc import Sequence
 from typing import Any, Final
 
+from common.unixsocket import address
 from isolation.errors import RunscError, SandboxGone
-from isolation.unixsocket import address
 
 MAX_FDS: Final = 128
 _ANSWER_MAX: Final = 16 << 20

@@ -28,6 +28,7 @@ install_tools() {
     local missing=()
     command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
     command -v mkfs.erofs >/dev/null || missing+=(erofs-utils)
+    ldconfig -p | grep -q libnftables.so.1 || missing+=(nftables)
     command -v curl >/dev/null || missing+=(curl)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
     if ! find_python >/dev/null; then

@@ -1,6 +1,8 @@
 """What all tests share. Whatever a test leaves on the machine fails it."""
 
 import os
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from isolation.sandbox import CGROUP_PARENT
 
+OURS = ("runsc-sandbox", "keeper_process", "isobox-probe", "netpolicy.gateway")
 CACHE = Path(os.environ.get("ISOBOX_CACHE", "/var/cache/isobox"))
 
 
@@ -21,11 +24,23 @@ def traces() -> dict[str, set[str]]:
                 state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
             except OSError:
                 continue
-            if state != "Z" and ("runsc-sandbox" in line or "keeper_process" in line or "isobox-probe" in line):
+            if state != "Z" and any(each in line for each in OURS):
                 processes.add(f"{entry.name} {line[:120]}")
     groups = {str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{CGROUP_PARENT}/sbx*") if path.is_dir()}
     mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if "isobox" in line}
-    return {"processes": processes, "control groups": groups, "mounts": mounts}
+    links = {path.name for path in Path("/sys/class/net").iterdir() if re.match(r"ib[0-9a-f]{4}x|out\d", path.name)}
+    namespaces = {path.name for path in Path("/run/netns").glob("*")}
+    listed = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+    tables = {line for line in listed.splitlines() if "isobox_" in line}
+    return {
+        "processes": processes,
+        "control groups": groups,
+        "mounts": mounts,
+        "links": links,
+        "network namespaces": namespaces,
+        "nftables tables": tables,
+        "forwarding": {Path("/proc/sys/net/ipv4/ip_forward").read_text().strip()},
+    }
 
 
 @pytest.fixture(autouse=True, scope="session")

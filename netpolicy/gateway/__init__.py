@@ -1,0 +1,1 @@
+"""The gateway: an unprivileged process that all traffic by name passes through. Protocols here do no I/O."""

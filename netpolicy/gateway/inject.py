@@ -1,0 +1,218 @@
+"""Connections to hosts that credentials are put in for: TLS ends here, and begins anew towards the host.
+
+Every request is understood and written anew (HTTP/1.1 alone), must be for the host of the ClientHello, and gets its
+credentials. What the host answers goes back with every credential in it made unreadable.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections import OrderedDict
+from typing import Final
+
+import h11
+
+from netpolicy.certificates import leaf_context
+from netpolicy.gateway import credentials, http
+from netpolicy.gateway.journal import Journal
+from netpolicy.gateway.redact import Redactor
+from netpolicy.gateway.relay import together
+from netpolicy.gateway.tlsstream import TlsStream
+from netpolicy.gateway.ward import Flow, Ward
+from netpolicy.match import Verdict
+
+_CONTEXTS_MAX: Final = 256
+_HANDSHAKE_S: Final = 10.0
+_HOP: Final = frozenset({b"accept-encoding", b"connection", b"keep-alive", b"proxy-connection", b"te"})
+
+
+class Injector:
+    """See the module."""
+
+    def __init__(self, trust: ssl.SSLContext, journal: Journal) -> None:
+        """Trust verifies the hosts' certificates."""
+        trust.set_alpn_protocols(["http/1.1"])
+        self._trust = trust
+        self._journal = journal
+        self._contexts: OrderedDict[tuple[str, str], ssl.SSLContext] = OrderedDict()
+
+    def strays(self, ward: Ward, head: http.Head) -> bool:
+        """Whether a request carries a placeholder to a host that it is not for."""
+        here = {each.env for each in ward.injections(head.host)}
+        marks = [mark for env, mark in ward.credentials.placeholders.items() if env not in here]
+        return credentials.strays(marks, head)
+
+    def _context(self, ward: Ward, host: str) -> ssl.SSLContext:
+        authority = ward.credentials.authority
+        if authority is None:
+            raise ConnectionAbortedError("the sandbox has no authority")
+        key = (authority.certificate, host)
+        if (context := self._contexts.get(key)) is None:
+            context = self._contexts[key] = leaf_context(authority.certificate, authority.key, host)
+            if len(self._contexts) > _CONTEXTS_MAX:
+                self._contexts.popitem(last=False)
+        self._contexts.move_to_end(key)
+        return context
+
+    async def serve(self, ward: Ward, flow: Flow, client: socket.socket, upstream: socket.socket, hello: bytes) -> None:
+        """Serve one connection of a sandbox to its end."""
+        async with asyncio.timeout(_HANDSHAKE_S):
+            outer = TlsStream(upstream, self._trust, host=flow.name)
+            inner = TlsStream(client, self._context(ward, flow.name), server_side=True, first=hello)
+            await outer.handshake()  # first: a host that cannot prove itself gets nothing
+            await inner.handshake()
+        try:
+            await _Exchange(self, self._journal, ward, flow, inner, outer).run()
+        except h11.ProtocolError as error:
+            raise ConnectionAbortedError(f"no plain HTTP/1.1: {error}") from error
+
+
+class _AnsweredEarly(Exception):
+    """The answer came before the request had ended."""
+
+
+class _Exchange:
+    """The requests and answers of one connection, in turns."""
+
+    def __init__(
+        self, injector: Injector, journal: Journal, ward: Ward, flow: Flow, inner: TlsStream, outer: TlsStream
+    ) -> None:
+        self._injector = injector
+        self._journal = journal
+        self._ward = ward
+        self._flow = flow
+        self._inner = inner
+        self._outer = outer
+        self._asking = h11.Connection(h11.SERVER, max_incomplete_event_size=http.HEAD_MAX)
+        self._answering = h11.Connection(h11.CLIENT, max_incomplete_event_size=http.HEAD_MAX)
+
+    async def run(self) -> None:
+        while isinstance(request := await self._next(self._asking, self._inner), h11.Request):
+            if not await self._request(request):
+                break
+            if h11.MUST_CLOSE in (self._asking.our_state, self._answering.our_state):
+                break
+            self._asking.start_next_cycle()
+            self._answering.start_next_cycle()
+        await self._outer.close()
+        await self._inner.close()
+
+    async def _next(self, connection: h11.Connection, stream: TlsStream) -> object:
+        while (event := connection.next_event()) is h11.NEED_DATA:
+            data = await stream.read()
+            if stream is self._outer:
+                self._flow.rx_bytes += len(data)
+            connection.receive_data(data)
+        return event
+
+    async def _request(self, request: h11.Request) -> bool:
+        """Whether another request may follow on this connection."""
+        ward = self._ward
+        try:
+            head = http.head_of(request, self._flow.port)
+            if head.host != self._flow.name:
+                raise http.RequestRefused(f"its Host is {head.host}, the connection is for {self._flow.name}")
+            headers, used = credentials.with_credentials(ward, head)
+            if self._injector.strays(ward, head):
+                self._note("a placeholder of a credential was sent to another host")
+        except http.RequestRefused as error:
+            spent = isinstance(error, credentials.BudgetSpent)
+            verdict = Verdict(False, "budget" if spent else "inject", str(error))
+            self._journal.add(
+                ward.record("refused", verdict, name=self._flow.name, port=self._flow.port, flow=self._flow.number)
+            )
+            hint = "ask for a larger budget" if spent else "see docs/policies.md"
+            await self._inner.write(http.refusal(str(error), hint))
+            return False
+        headers = [(name, value) for name, value in headers if name not in _HOP]
+        # Answers must be readable here, or a credential in one could not be found.
+        headers += [(b"accept-encoding", b"identity")]
+        if head.upgrades:
+            headers += [(b"connection", b"upgrade")]
+        await self._send(h11.Request(method=request.method, target=head.target, headers=headers))
+        redactor = Redactor(ward.credentials.secrets[name] for name in {e.secret for e in ward.injections(head.host)})
+        try:
+            return await self._exchange(redactor)
+        finally:
+            if redactor.found:
+                self._note(f"an answer held a credential ({', '.join(used) or 'not sent with this request'})")
+
+    def _note(self, reason: str) -> None:
+        verdict = Verdict(False, "inject", reason)
+        self._journal.add(self._ward.record("secret", verdict, name=self._flow.name, port=self._flow.port))
+
+    async def _send(self, event: h11.Event) -> None:
+        if data := self._answering.send(event):
+            self._flow.tx_bytes += len(data)
+            await self._outer.write(data)
+
+    async def _exchange(self, redactor: Redactor) -> bool:
+        status, asked = 0, asyncio.Event()
+
+        async def ask() -> None:
+            await self._body()
+            asked.set()
+
+        async def answer() -> None:
+            nonlocal status
+            status = await self._answer(redactor)
+            if not asked.is_set():
+                raise _AnsweredEarly
+
+        try:
+            await together(ask(), answer())
+        except _AnsweredEarly:
+            if status != 101:
+                return False  # it was not asked in full: there is no common point to go on from
+        if status == 101:
+            await self._switched()
+        return status != 101
+
+    async def _body(self) -> None:
+        while True:
+            event = await self._next(self._asking, self._inner)
+            if isinstance(event, h11.Data | h11.EndOfMessage):
+                await self._send(event)
+            if not isinstance(event, h11.Data):
+                return
+
+    async def _answer(self, redactor: Redactor) -> int:
+        status = 0
+        while True:
+            event = await self._next(self._answering, self._outer)
+            if isinstance(event, h11.InformationalResponse | h11.Response):
+                status = event.status_code
+                coding = dict(event.headers).get(b"content-encoding", b"identity")
+                if isinstance(event, h11.Response) and coding.lower() != b"identity":
+                    raise ConnectionAbortedError("the host answered in a coding that was not asked for")
+                headers = [(name, redactor.all(value)) for name, value in event.headers]
+                await self._pass(type(event)(status_code=status, headers=headers, reason=event.reason))
+                if status == 101:
+                    return status
+            elif isinstance(event, h11.Data):
+                if data := redactor.feed(bytes(event.data)):
+                    await self._pass(h11.Data(data=data))
+            elif isinstance(event, h11.EndOfMessage):
+                if rest := redactor.flush():
+                    await self._pass(h11.Data(data=rest))
+                await self._pass(h11.EndOfMessage())
+                return status
+            else:
+                raise ConnectionAbortedError("the host hung up")
+
+    async def _pass(self, event: h11.Event) -> None:
+        if data := self._asking.send(event):
+            await self._inner.write(data)
+
+    async def _switched(self) -> None:
+        async def pass_on(source: TlsStream, first: bytes, target: TlsStream) -> None:
+            data = first
+            while data or (data := await source.read()):
+                await target.write(data)
+                data = b""
+            await target.close()
+
+        await together(
+            pass_on(self._inner, self._asking.trailing_data[0], self._outer),
+            pass_on(self._outer, self._answering.trailing_data[0], self._inner),
+        )
