@@ -14,9 +14,10 @@ from typing import Any
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 
-from isobox import ExecResult, IsoboxError, Sandbox
+from isobox import ExecResult, IsoboxError, Policy, Sandbox
 
 SYSTEM = """You are a coding agent with a Linux sandbox. Write files with write_file, run commands with run_command.
+What may leave the sandbox is a policy: `refused_by_network_policy` says what was refused and what to ask for.
 A command that fails comes with a structured `error` (name, message, frames, hint): read it, mend the cause, run again.
 When the task is done and checked, answer with a short summary and no tool call."""
 MAX_TURNS = 20
@@ -63,11 +64,16 @@ class Tools:
 
     def _run_command(self, command: str) -> dict[str, Any]:
         process = self._sandbox.start(shell=command, stdin=False, timeout_s=60)
+        refused = []
         for event in process:  # live, for whoever watches
             if event.type in ("stdout", "stderr"):
                 for line in event.text.splitlines():
                     self._show(f"       │ {line}")
-        return summary(process.poll(max_output_bytes=8000))
+            elif event.type == "network":
+                self._show(f"       ✗ {event.info['reason']}")
+                refused.append(event.info)
+        found = summary(process.poll(max_output_bytes=8000))
+        return found | ({"refused_by_network_policy": refused} if refused else {})
 
     def _read_output(self, exec_id: str, stream: str, offset: str) -> dict[str, Any]:
         data = self._sandbox.process(exec_id).output(stream, offset=int(offset), limit=8000)
@@ -81,13 +87,21 @@ def summary(result: ExecResult) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value}
 
 
-def run(client: OpenAI, model: str, task: str, *, image: str = "python", show: Callable[[str], None] = print) -> str:
-    """Let the agent work on a task in a sandbox of its own; returns its last words."""
+def run(
+    client: OpenAI,
+    model: str,
+    task: str,
+    *,
+    image: str = "python",
+    network: Policy | None = None,
+    show: Callable[[str], None] = print,
+) -> str:
+    """Let the agent work on a task in a sandbox of its own; returns its last words. network: what may leave it."""
     messages: list[ChatCompletionMessageParam] = [
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": task},
     ]
-    with Sandbox.create(image, labels={"agent": "coding"}) as sandbox:
+    with Sandbox.create(image, labels={"agent": "coding"}, network=network) as sandbox:
         show(f"sandbox {sandbox.id}")
         tools = Tools(sandbox, show)
         for _ in range(MAX_TURNS):

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 from websockets.sync.client import connect
 
-from benchmarks import copies
+from benchmarks import copies, egress
 from benchmarks.peers import Peer, Podman, available
 from benchmarks.rows import Row, alone, beside, p99, save, table, timed
 from fs.images import ImageStore
@@ -25,6 +25,7 @@ from sandbox_api.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "e2e"))
 
+from outside import outside
 from server import Server
 
 ROUNDS = int(os.environ.get("ISOBOX_BENCH_ROUNDS", "30"))
@@ -166,6 +167,17 @@ def serving(**environment: str) -> Iterator[Server]:
             server.end()
 
 
+@contextmanager
+def serving_outside() -> Iterator[tuple[Server, str]]:
+    """A server, and a network outside in the namespace of that name."""
+    with (
+        tempfile.TemporaryDirectory(prefix="isobox-bench-") as folder,
+        outside(Path(folder)) as net,
+        serving(ISOBOX_FREEZE_AFTER_S="0.5", ISOBOX_POOL_CEILING="2", **net.environment) as server,
+    ):
+        yield server, net.namespace
+
+
 def main() -> None:
     """Run everything."""
     settings = Settings.from_environment()
@@ -193,6 +205,8 @@ def main() -> None:
         with serving(ISOBOX_FREEZE_AFTER_S="0.5", ISOBOX_MAX_SANDBOXES="400") as server, server.client() as http:
             podman = next((peer for peer in peers if isinstance(peer, Podman)), None)
             rows += copies.rows(copies.Api(http), server, podman, max(ROUNDS, 50))
+        with serving_outside() as (server, namespace), server.client() as http:
+            rows += egress.rows(copies.Api(http), namespace, max(ROUNDS, 50))
     finally:
         for peer in peers:
             peer.close()

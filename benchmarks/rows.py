@@ -49,6 +49,25 @@ def beside(name: str, ours: Sequence[float], peer: str, theirs: Sequence[float],
     )
 
 
+def over(name: str, ours: Sequence[float], peer: str, theirs: Sequence[float], *, least: float) -> Row:
+    """MB/s beside a peer's; least is the ratio asked for."""
+    median, other = statistics.median(ours), statistics.median(theirs)
+    ratio = median / other
+    target = f">= {least:g} x {peer}"
+    return Row(
+        name,
+        "MB/s",
+        len(ours),
+        _round(median),
+        _round(p99(ours)),
+        peer,
+        _round(other),
+        _round(ratio),
+        target,
+        ratio >= least,
+    )
+
+
 def alone(
     name: str, unit: str, values: Sequence[float], *, least: float | None = None, most: float | None = None
 ) -> Row:

@@ -5,7 +5,8 @@
     images/DIGEST.names        what it holds, once that was asked for
     images/building/           what is being made; removed when it is done or found after a crash
 
-An image records which init it carries. When ours is another one, a new EROFS file is made on first use.
+An image records how it was prepared, and with which init. When that is out of date, a new EROFS file is made on first
+use.
 """
 
 import fcntl
@@ -81,7 +82,7 @@ class ImageStore:
     def ready(self, name: str) -> Image | None:
         """The image of that name if it can be used as it is."""
         image = self._manifest(name) if _NAME.fullmatch(name) else None
-        return image if image is not None and image.init == self._init().name and self.path(image).exists() else None
+        return image if image is not None and image.init == _stamp(self._init()) and self.path(image).exists() else None
 
     def ensure(self, name: str) -> Image:
         """The image of that name, built or renewed where needed; UnknownImage if there is no such."""
@@ -158,7 +159,12 @@ class ImageStore:
         with built.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         image = Image(
-            older.id if older else new_id("img"), name, f"sha256:{digest}", init.name, built.stat().st_size, time.time()
+            older.id if older else new_id("img"),
+            name,
+            f"sha256:{digest}",
+            _stamp(init),
+            built.stat().st_size,
+            time.time(),
         )
         os.replace(built, self.path(image))
         manifest = root.with_name("manifest.json")
@@ -167,3 +173,7 @@ class ImageStore:
         if older is not None and older.digest != image.digest:
             self._delete(older)
         return image
+
+
+def _stamp(init: Path) -> str:
+    return f"{init.name}.{rootfs.REVISION}"

@@ -1,4 +1,4 @@
-"""What every root file system gets before it becomes an image: PID 1, the default user, mount points.
+"""What every root file system gets before it becomes an image: PID 1, the default user, mount points, its resolver.
 
 The tree may come from a stranger. It is entered by descriptors, one folder at a time, never through a link.
 """
@@ -10,7 +10,11 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from common import addresses
 from fs.errors import ImageInvalid
+
+REVISION: Final = 2
+"""Of what is done here: an image of an older one is renewed on first use."""
 
 INIT: Final = ".isobox/init"
 USER: Final = "user"
@@ -77,6 +81,7 @@ def prepare(root: Path, init: Path) -> None:
         _replace(etc, "passwd", passwd.encode(errors="surrogateescape"), 0o644)
         _replace(etc, "group", group.encode(errors="surrogateescape"), 0o644)
         _replace(etc, "hosts", b"127.0.0.1 localhost\n", 0o644)
+        _replace(etc, "resolv.conf", f"nameserver {addresses.GATEWAY}\n".encode(), 0o644)
         home = _enter(folders["home"], USER)
         os.fchown(home, UID, UID)
         os.close(home)

@@ -7,6 +7,7 @@ with isobox.Sandbox.create("python") as sandbox:
 """
 
 from isobox.aio import AsyncContext, AsyncProcess, AsyncSandbox
+from isobox.calls import Policy
 from isobox.client import Context, Process, Sandbox
 from isobox.errors import (
     ApiError,
@@ -45,6 +46,7 @@ __all__ = [
     "NotAuthenticated",
     "NotFound",
     "Outcome",
+    "Policy",
     "Process",
     "Sandbox",
     "SandboxEnded",

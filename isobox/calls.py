@@ -19,13 +19,17 @@ PATIENCE_S: Final = 30.0
 _ALPHABET: Final = string.ascii_lowercase + "234567"
 
 
+Policy = str | Mapping[str, Any]
+"""What may leave a sandbox: a preset's name, or rules."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A request; read_timeout_s None waits as long as it takes."""
 
     method: str
     path: str
-    json: Mapping[str, Any] | None = None
+    json: Mapping[str, Any] | str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     content: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -98,6 +102,11 @@ def run(id_: str, suffix: str, code: str, options: Mapping[str, Any]) -> Call:
     """Run code in a context (suffix names which); its exec_id makes it repeatable."""
     fields = without_none({"code": code, "exec_id": new_exec_id(), **options})
     return Call("POST", f"/v1/sandboxes/{id_}{suffix}/run", json=fields, read_timeout_s=None)
+
+
+def secret(method: str, name: str = "", **parts: Any) -> Call:
+    """A call on secrets."""
+    return Call(method, f"/v1/secrets{f'/{name}' if name else ''}", **parts)
 
 
 def snapshots(method: str, suffix: str = "", **parts: Any) -> Call:

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, Literal, Self
 from websockets.sync.client import connect
 
 from isobox import calls
+from isobox.calls import Policy
 from isobox.config import Config
 from isobox.errors import ForkIncomplete
 from isobox.streams import BROKEN, SUBPROTOCOL, Position
@@ -214,10 +215,14 @@ class Sandbox:
         idle_timeout_s: float | None = None,
         park_after_s: float | None = None,
         resources: Mapping[str, float] | None = None,
+        network: Policy | None = None,
         url: str | None = None,
         api_key: str | None = None,
     ) -> "Sandbox":
-        """Create a sandbox, of an image ("python") or from a snapshot; it runs when this returns. MiB, seconds."""
+        """Create a sandbox, of an image ("python") or from a snapshot; it runs when this returns. MiB, seconds.
+
+        network: what may leave it, a preset's name or a policy (docs/policies.md); by default nothing.
+        """
         fields = {
             "image": image,
             "command": command,
@@ -231,6 +236,7 @@ class Sandbox:
             "park_after_s": park_after_s,
             "snapshot": snapshot,
             "resources": resources,
+            "network": network,
         }
         return cls._opened(calls.create(fields), url, api_key)
 
@@ -338,6 +344,26 @@ class Sandbox:
         fields = calls.without_none({"name": name, "kind": kind, "ttl_s": ttl_s, "template": template or None})
         call = calls.sandbox("POST", self.id, "/snapshots", json=fields, read_timeout_s=600)
         return Snapshot.parse(self._transport.send(call))
+
+    # ---- network
+
+    def network(self) -> dict[str, Any]:
+        """What may leave it: `asked`, `policy`, `generation`."""
+        found: dict[str, Any] = self._transport.send(calls.sandbox("GET", self.id, "/network"))
+        return found
+
+    def set_network(self, policy: Policy) -> dict[str, Any]:
+        """Another policy, a preset's name or rules; when this returns nothing that it refuses gets through."""
+        call = calls.sandbox("PUT", self.id, "/network", json=policy)
+        found: dict[str, Any] = self._transport.send(call)
+        return found
+
+    def network_log(self, after: int = 0, *, limit: int = 100, wait_s: float = 0.0) -> "Sequence[dict[str, Any]]":
+        """Decisions beyond seq `after`; with wait_s it waits so long for the next one."""
+        params = {"from": after, "limit": limit, "wait_s": wait_s}
+        call = calls.sandbox("GET", self.id, "/network/log", params=params, read_timeout_s=wait_s + 30)
+        found: list[dict[str, Any]] = (self._transport.send(call))["records"]
+        return found
 
     # ---- ports
 

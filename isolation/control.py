@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from isolation import urpc
+from isolation.network import Link
 
 TESTED_RELEASES = ("20240729.0",)
 """runsc releases that this project's suite has run against."""
@@ -24,16 +25,48 @@ def _mask(prefix: str) -> str:
 
 
 _LOOPBACK = {
-    "LoopbackLinks": [
-        {
-            "Name": "lo",
-            "Addresses": [{"Address": "127.0.0.1", "Mask": _mask("127.0.0.0/8")}],
-            "Routes": [{"Destination": {"IP": "127.0.0.0", "Mask": _mask("127.0.0.0/8")}}],
-        }
-    ],
-    # Without it the checkpoint of a sandbox with one finished connection is refused.
-    "DisconnectOk": True,
+    "Name": "lo",
+    "Addresses": [{"Address": "127.0.0.1", "PrefixLen": 8}],
+    "Routes": [{"Destination": {"IP": "127.0.0.0", "Mask": _mask("127.0.0.0/8")}}],
 }
+_GSO_MAX: Final = 65536
+_QDISC_FIFO: Final = 1
+
+
+def _links(link: Link | None) -> dict[str, Any]:
+    """The argument of CreateLinksAndRoutes: the loopback, and the link to the outside if there is one.
+
+    net.IP travels as text, masks and MAC addresses as base64.
+    """
+    # Without DisconnectOk the checkpoint of a sandbox with one finished connection is refused.
+    found: dict[str, Any] = {"LoopbackLinks": [_LOOPBACK], "DisconnectOk": True}
+    if link is None:
+        return found
+    network = ipaddress.ip_network(f"{link.address}/{link.prefix}", strict=False)
+    outside = {
+        "Name": "eth0",
+        "MTU": link.mtu,
+        "Addresses": [{"Address": link.address, "PrefixLen": link.prefix}],
+        "Routes": [{"Destination": {"IP": str(network.network_address), "Mask": _mask(str(network))}}],
+        "GSOMaxSize": _GSO_MAX,
+        "GVisorGSOEnabled": True,
+        "GVisorGRO": True,
+        "TXChecksumOffload": False,
+        "RXChecksumOffload": True,
+        "LinkAddress": _mac(link.mac),
+        "QDisc": _QDISC_FIFO,
+        "Neighbors": [{"IP": link.gateway, "HardwareAddr": _mac(link.gateway_mac)}],
+        "NumChannels": 1,
+        "ProcessorsPerChannel": 1,
+    }
+    everywhere = ipaddress.ip_network("0.0.0.0/0")
+    destination = {"IP": str(everywhere.network_address), "Mask": _mask(str(everywhere))}
+    route = {"Destination": destination, "Gateway": link.gateway}
+    return found | {"FDBasedLinks": [outside], "Defaultv4Gateway": {"Route": route, "Name": "eth0"}}
+
+
+def _mac(text: str) -> str:
+    return base64.b64encode(bytes.fromhex(text.replace(":", ""))).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +98,9 @@ class Control:
     async def _call(self, method: str, argument: object, *, fds: Sequence[int] = (), timeout: float = 30.0) -> Any:
         return await urpc.call(self.path, method, argument, fds=fds, timeout=timeout)
 
-    async def create_loopback(self) -> None:
-        """Give the network its loopback link; once, before `start_root`. Without it 127.0.0.1 cannot be bound."""
-        await self._call("Network.CreateLinksAndRoutes", _LOOPBACK)
+    async def create_links(self, link: Link | None) -> None:
+        """Give the network its links; once, before `start_root` or `restore`. Without them nothing can be bound."""
+        await self._call("Network.CreateLinksAndRoutes", _links(link), fds=[] if link is None else [link.fd])
 
     async def start_root(self) -> None:
         """Start PID 1."""

@@ -1,14 +1,15 @@
 """Freezes the sandboxes that nobody uses: an idle sentry of 2024 polls, 3 % of a core each (newer ones park).
 
 Nobody uses a sandbox when no exec, file operation, connection or context run holds it, and what runs in the
-background inside sleeps: between two looks no process came, went or was charged time, and the whole control group
-used little (a task that makes no system call is charged when it next makes one; an idle sentry polls). Whoever uses the
-sandbox next thaws it, in a tenth of a millisecond. What is to go on by its own clock has to be an exec.
+background inside has no connection to the outside and sleeps: between two looks no process came, went or was charged
+time, and the whole control group used little (a task that makes no system call is charged when it next makes one; an
+idle sentry polls). Whoever uses the sandbox next thaws it, in a tenth of a millisecond. What is to go on by its own
+clock has to be an exec.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,8 +35,18 @@ class _Look:
 class Freezer:
     """See the module."""
 
-    def __init__(self, after_s: float, sandboxes: Callable[[], Iterable[Sandbox]]) -> None:
-        """after_s: how long nobody has used a sandbox before it is frozen, in seconds."""
+    def __init__(
+        self,
+        after_s: float,
+        sandboxes: Callable[[], Iterable[Sandbox]],
+        *,
+        connections: Callable[[str], Awaitable[int]],
+    ) -> None:
+        """after_s: how long nobody has used a sandbox before it is frozen, in seconds.
+
+        connections tells how many a sandbox has to the outside: whoever is at their other end waits for an answer.
+        """
+        self._connections = connections
         self._after_s = after_s
         self._sandboxes = sandboxes
         self._seen: dict[str, _Look] = {}
@@ -64,6 +75,8 @@ class Freezer:
         before, self._seen[sandbox.id] = self._seen.get(sandbox.id), now
         if not background:
             return True
+        if await self._connections(sandbox.id):
+            return False
         if before is None or before.inside != now.inside:
             return False
         return now.cpu_s - before.cpu_s < _IDLE_CORES * (now.at - before.at)

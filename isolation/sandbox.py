@@ -30,6 +30,7 @@ from isolation.channel.link import GuestExec, Link
 from isolation.control import Control
 from isolation.errors import CheckpointRefused, DiskFull, GuestUnresponsive, RunscError, SandboxGone
 from isolation.keeper import Keeper
+from isolation.network import Links
 from isolation.pidfd import Process
 from isolation.spec import Resources, oci_spec
 
@@ -57,6 +58,8 @@ class Machine:
     """PID 1's binary, as ours: what lies in a sandbox under that name its root may have replaced."""
     layer: Path
     """The program that saves and applies layers."""
+    links: Links | None = None
+    """Where sandboxes get their links to the outside; None: they have a loopback alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ class Sandbox:
         self._destroying = False
         self._ends: tuple[int, int] | None = None
         self._uses = 0
+        self._unborn = False
         self._naming: asyncio.Task[None] | None = None
         self._tasks = TaskOwner()
         self._copying = asyncio.Lock()
@@ -164,7 +168,17 @@ class Sandbox:
                 os.close(fd)
             mounts.detach(overlay)
         self._adopt(Process(created.pid), created.control_path)
-        await self.control.create_loopback()
+        await self._connect()
+
+    async def _connect(self) -> None:
+        if (links := self._machine.links) is None:
+            await self.control.create_links(None)
+            return
+        link = await links.lease(self.id)
+        try:
+            await self.control.create_links(link)
+        finally:
+            os.close(link.fd)
 
     async def start(self) -> None:
         """Start PID 1."""
@@ -180,6 +194,9 @@ class Sandbox:
         await self.control.restore(files)
         try:
             missing = await self._open(execs)
+            if self._unborn:
+                self._unborn = False
+                self._write_record()
         except BaseException:
             if self._link is not None:
                 self._link.detach(set(execs))
@@ -219,8 +236,12 @@ class Sandbox:
         return await self.link.open(execs, timeout=_BOOT_TIMEOUT_S)
 
     def claim(self, resources: Resources) -> None:
-        """From now on it is somebody's: with these limits, known to the keeper, for the next server to take over."""
+        """From now on it is somebody's: with these limits, known to the keeper, for the next server to take over.
+
+        One that has not started is claimed for a `restore`: until that is done no other server need wait for its PID 1.
+        """
         assert self._ends is not None
+        self._unborn = self._link is None
         self.cgroup.limit(resources)
         self.cgroup.yield_to_others(False)
         self.resources = resources
@@ -246,6 +267,10 @@ class Sandbox:
         except (FileNotFoundError, ProcessLookupError, ValueError, KeyError) as error:
             sandbox.link.close()
             raise SandboxGone("it ended while no server ran") from error
+        if record.get("unborn"):
+            process.close()
+            sandbox.link.close()
+            raise SandboxGone("its server died before it had begun")
         sandbox._adopt(process, record["control_path"])
         sandbox.cgroup.thaw()
         try:
@@ -278,10 +303,12 @@ class Sandbox:
         assert self._process is not None
         record = {
             "paused": paused,
+            "unborn": self._unborn,
             "nameless": self._naming is not None,
             "pid": self._process.pid,
             "start_time": self._process.start_time,
             "control_path": self.control.path,
+            "link": self._machine.links.number(self.id) if self._machine.links is not None else None,
         }
         partial = self.folder / "sandbox.json.new"
         partial.write_text(json.dumps(record))
@@ -477,6 +504,8 @@ class Sandbox:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 0.05)
         machine.keeper.drop(id_)
+        if machine.links is not None:
+            await machine.links.release(id_)
         mounts.detach(folder / "overlay")
         # Ours alone and small: a handful of files that runsc and we wrote.
         shutil.rmtree(folder, ignore_errors=True)

@@ -20,15 +20,17 @@ from sandbox_api.host.local import local_host
 from sandbox_api.metrics import Metrics
 from sandbox_api.problems import Problem, from_error, invalid
 from sandbox_api.routes import contexts as context_routes
-from sandbox_api.routes import execs, files, ports, sandboxes, snapshots, streams, system
+from sandbox_api.routes import execs, files, network, ports, sandboxes, snapshots, streams, system
 from sandbox_api.routes.context import Services
 from sandbox_api.services.contexts import ContextService
 from sandbox_api.services.copies import CopyService
+from sandbox_api.services.egress import EgressService
 from sandbox_api.services.execs import ExecService
 from sandbox_api.services.life import Life
 from sandbox_api.services.parking import Parking
 from sandbox_api.services.registry import Registry
 from sandbox_api.services.sandboxes import SandboxService
+from sandbox_api.services.secrets import Seal, SecretService
 from sandbox_api.settings import Settings, SettingsError
 from sandbox_api.store.store import Store
 
@@ -60,20 +62,25 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
         host = await stack.enter_async_context(local_host(settings))
         tasks = await stack.enter_async_context(TaskOwner())
         registry = Registry(store)
+        secrets = SecretService(store, Seal.load(settings.state))
+        egress = EgressService(settings, host, registry, secrets, metrics)
         exec_service = ExecService(settings, host, registry, tasks, metrics)
         life = Life(registry, metrics)
-        parking = Parking(settings, host, registry, life, exec_service, tasks)
+        parking = Parking(settings, host, registry, life, exec_service, egress, tasks)
         contexts = ContextService(settings, host, registry, exec_service, tasks)
-        sandbox_service = SandboxService(settings, host, registry, life, exec_service, parking, contexts, tasks)
-        copies = CopyService(settings, host, registry, life, exec_service, contexts, sandbox_service, tasks)
+        sandbox_service = SandboxService(settings, host, registry, life, exec_service, parking, contexts, egress, tasks)
+        copies = CopyService(settings, host, registry, life, exec_service, contexts, sandbox_service, egress, tasks)
         await sandbox_service.recover()
         await host.begin()
         await copies.keep_templates()
         tasks.spawn(sandbox_service.watch_ends(), name="ends")
+        tasks.spawn(egress.watch(exec_service.tell), name="refusals")
         tasks.spawn(sandbox_service.watch_clock(), name="clock")
         tasks.spawn(copies.watch_expiry(), name="expiry")
         tasks.spawn(sandbox_service.watch_retention(), name="retention")
-        yield Services(host, registry, sandbox_service, parking, copies, contexts, exec_service, tasks, metrics)
+        yield Services(
+            host, registry, sandbox_service, parking, copies, contexts, exec_service, tasks, metrics, egress, secrets
+        )
 
 
 def make_app(settings: Settings, store: Store) -> FastAPI:
@@ -104,6 +111,7 @@ def make_app(settings: Settings, store: Store) -> FastAPI:
         streams.router,
         files.router,
         ports.router,
+        network.router,
         system.router,
     ):
         app.include_router(router)

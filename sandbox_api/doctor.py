@@ -16,6 +16,12 @@ from isolation import cgroups, runsc
 from isolation.guest import build
 from isolation.platforms import choose_platform
 from isolation.snapshots import Copy
+from netpolicy import nft
+from netpolicy.floor import Floor
+from netpolicy.gateway import nflog
+from netpolicy.nftables import Nftables
+from netpolicy.plan import Place
+from netpolicy.presets import from_urls, machine_indexes
 from sandbox_api.settings import Settings
 
 OLDEST_KERNEL = (5, 15)
@@ -130,6 +136,37 @@ def _space(settings: Settings) -> str:
     return f"{free} MiB free below {place}"
 
 
+def _network(settings: Settings) -> str:
+    """The kernel takes our rules, and tells of what they refuse: tried in a table of its own."""
+    if not settings.network:
+        return "off (ISOBOX_NETWORK=0): sandboxes have a loopback alone"
+    nftables, place = Nftables(), Place("d0c7", next(settings.egress_block.subnets(new_prefix=26)))
+    try:
+        nftables.run(nft.base(place, Floor(), []))
+        nflog.subscribe(place.log_group).close()
+    finally:
+        nftables.run(nft.removed(place))
+        nftables.close()
+    if not settings.egress().resolvers:
+        raise IsoboxError("no IPv4 resolver in /etc/resolv.conf", hint="name one with ISOBOX_EGRESS_DNS=ADDRESS:PORT")
+    dropping = [each for each in ("FORWARD", "INPUT") if _drops(each)]
+    if dropping:
+        return f"works; but iptables drops by default ({', '.join(dropping)}): let the links ib* pass there"
+    return "rules, log and resolver work"
+
+
+def _drops(chain: str) -> bool:
+    if shutil.which("iptables") is None:
+        return False
+    done = subprocess.run(["iptables", "-S", chain], capture_output=True, text=True, check=False)
+    return f"-P {chain} DROP" in done.stdout
+
+
+def _packages(_: Settings) -> str:
+    hosts = len(from_urls(machine_indexes()).allow)
+    return f"the preset `packages` allows {hosts} hosts" if hosts else "the preset `packages` allows none: no index set"
+
+
 _CHECKS: dict[str, Callable[[Settings], str]] = {
     "root": _root,
     "architecture": _architecture,
@@ -141,6 +178,8 @@ _CHECKS: dict[str, Callable[[Settings], str]] = {
     "apt sources": _sources,
     "disk": _space,
     "copies": _copies,
+    "network": _network,
+    "packages": _packages,
     "init": _init,
     "runsc": _runsc,
 }

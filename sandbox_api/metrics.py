@@ -34,6 +34,13 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.gateway_starts = Gauge(
+            "isobox_gateway_starts", "Gateways that this server had to start.", registry=self.registry
+        )
+        self.egress = Counter(
+            "isobox_egress_decisions", "Decisions of policies.", ["event", "verdict"], registry=self.registry
+        )
+
     def tell_pool(self, shelves: list[ShelfFacts]) -> None:
         """Bring the pool's gauges up to date; shelves that are gone disappear."""
         for gauge in (self.pool_ready, self.pool_age, self.pool_claims):

@@ -18,6 +18,7 @@ from isolation.errors import (
     SnapshotUnusable,
 )
 from isolation.files import FileFailed
+from netpolicy.errors import GatewayUnavailable, NetworkUnavailable, PolicyInvalid
 
 TYPE_PREFIX: Final = "urn:isobox:problem:"
 
@@ -110,6 +111,9 @@ _ERRORS: Final[Mapping[type[IsoboxError], tuple[int, str, bool]]] = {
     LimitReached: (429, "too_many_execs", True),
     ChannelViolation: (409, "sandbox_ended", False),
     RunscError: (500, "runsc_failed", True),
+    PolicyInvalid: (422, "policy_invalid", False),
+    GatewayUnavailable: (503, "gateway_unavailable", True),
+    NetworkUnavailable: (503, "network_unavailable", True),
 }
 
 

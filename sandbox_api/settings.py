@@ -1,13 +1,19 @@
 """The operator's settings: from the environment, checked once."""
 
+import json
 import math
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from common.errors import IsoboxError
+from netpolicy.errors import PolicyInvalid
+from netpolicy.floor import BLOCK
+from netpolicy.network import NetworkSettings, host_resolvers
+from netpolicy.policy import CidrRule, HostRule, parse
 
 
 class SettingsError(IsoboxError):
@@ -34,6 +40,13 @@ class Settings:
     freeze_after_s: float = 2.0
     park_after_s: float = 600.0
     snapshot_quota_mb: int = 20480
+    network: bool = True
+    egress_block: IPv4Network = BLOCK
+    egress_dns: tuple[tuple[str, int], ...] | None = None
+    egress_floor_holes: tuple[IPv4Network, ...] = ()
+    egress_deny: tuple[HostRule | CidrRule, ...] = ()
+    egress_presets: Path | None = None
+    egress_trust: Path | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, **given: str | None) -> "Settings":
@@ -50,6 +63,19 @@ class Settings:
                 raise SettingsError(f"ISOBOX_{name.upper()}={text!r}: {error}") from error
             fields.update(parsed)
         return cls(**fields)  # type: ignore[arg-type]  # each parser gives its fields their types
+
+    def egress(self) -> NetworkSettings:
+        """What the network is made by; the host's own resolvers where none are named."""
+        resolvers = self.egress_dns
+        if resolvers is None:
+            resolvers = host_resolvers(Path("/etc/resolv.conf").read_text(errors="replace"))
+        return NetworkSettings(
+            block=self.egress_block,
+            resolvers=resolvers,
+            holes=self.egress_floor_holes,
+            deny=self.egress_deny,
+            trust=self.egress_trust,
+        )
 
 
 def _listen(text: str) -> dict[str, object]:
@@ -90,6 +116,41 @@ def _platform(text: str) -> str:
     return text
 
 
+def _block(text: str) -> IPv4Network:
+    block = IPv4Network(text)
+    if not 16 <= block.prefixlen <= 26 or not block.is_private:
+        raise ValueError("expected a private IPv4 network of /16 to /26, for example 198.19.0.0/16")
+    return block
+
+
+def _resolvers(text: str) -> tuple[tuple[str, int], ...]:
+    found = []
+    for each in text.replace(",", " ").split():
+        host, _, port = each.partition(":")
+        found.append((str(IPv4Address(host)), int(port or 53)))
+    if not found:
+        raise ValueError("expected ADDRESS or ADDRESS:PORT, several with commas")
+    return tuple(found)
+
+
+def _networks(text: str) -> tuple[IPv4Network, ...]:
+    return tuple(IPv4Network(each) for each in text.replace(",", " ").split())
+
+
+def _deny(text: str) -> tuple[HostRule | CidrRule, ...]:
+    try:
+        return parse({"deny": json.loads(text)}).deny
+    except PolicyInvalid as error:
+        raise ValueError(error.detail) from None
+
+
+def _file(text: str) -> Path:
+    path = Path(text).absolute()
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    return path
+
+
 _PARSERS: dict[str, Callable[[str], dict[str, object]]] = {
     "state": lambda text: {"state": Path(text).absolute()},
     "cache": lambda text: {"cache": Path(text).absolute()},
@@ -105,5 +166,12 @@ _PARSERS: dict[str, Callable[[str], dict[str, object]]] = {
     "freeze_after_s": lambda text: {"freeze_after_s": _seconds(text)},
     "park_after_s": lambda text: {"park_after_s": _seconds(text)},
     "snapshot_quota_mb": lambda text: {"snapshot_quota_mb": _positive(text)},
+    "network": lambda text: {"network": _flag(text)},
+    "egress_block": lambda text: {"egress_block": _block(text)},
+    "egress_dns": lambda text: {"egress_dns": _resolvers(text)},
+    "egress_floor_holes": lambda text: {"egress_floor_holes": _networks(text)},
+    "egress_deny": lambda text: {"egress_deny": _deny(text)},
+    "egress_presets": lambda text: {"egress_presets": _file(text)},
+    "egress_trust": lambda text: {"egress_trust": _file(text)},
     "max_sandboxes": lambda text: {"max_sandboxes": _positive(text)},
 }

@@ -17,6 +17,7 @@ except ImportError:  # the client was installed alone
 
 from isobox import Sandbox, calls
 from isobox.cli import forward, stream
+from isobox.cli.net import net_app, secret_app
 from isobox.cli.say import complain, err
 from isobox.config import Config
 from isobox.errors import IsoboxError, NotFound
@@ -34,6 +35,8 @@ ports_app = typer.Typer(no_args_is_help=True, help="What listens in a sandbox.")
 app.add_typer(ports_app, name="ports")
 snapshot_app = typer.Typer(no_args_is_help=True, help="Kept copies of sandboxes.")
 app.add_typer(snapshot_app, name="snapshot")
+app.add_typer(net_app, name="net")
+app.add_typer(secret_app, name="secret")
 out = Console(soft_wrap=True)
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -76,13 +79,14 @@ def run(
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds until the sandbox ends.")] = 300.0,
     memory_mb: Annotated[int | None, typer.Option("--memory", help="MiB.")] = None,
     env: Annotated[list[str] | None, typer.Option("--env", "-e", help="NAME=VALUE; may be repeated.")] = None,
+    network: Annotated[str | None, typer.Option(help="What may leave it: a preset (none, open, packages …).")] = None,
 ) -> None:
     """Run a command in a fresh sandbox: isobox run -- python3 -c 'print(1)'."""
     argv = context.args
     if not argv:
         raise typer.BadParameter("name a command behind --, for example: isobox run -- python3 -c 'print(1)'")
     resources = {"memory_mb": memory_mb} if memory_mb else None
-    with Sandbox.create(image, timeout_s=timeout_s, resources=resources, env=_env(env)) as sandbox:
+    with Sandbox.create(image, timeout_s=timeout_s, resources=resources, env=_env(env), network=network) as sandbox:
         code = stream.run(sandbox, argv, user=user)
     raise typer.Exit(code)
 
@@ -119,9 +123,10 @@ def create(
     image: Annotated[str, typer.Option(help="Image to run.")] = "python",
     name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds until it ends.")] = 300.0,
+    network: Annotated[str | None, typer.Option(help="What may leave it: a preset (none, open, packages …).")] = None,
 ) -> None:
     """Create a sandbox and print its id."""
-    print(Sandbox.create(image, name=name, timeout_s=timeout_s).id)
+    print(Sandbox.create(image, name=name, timeout_s=timeout_s, network=network).id)
 
 
 @app.command()

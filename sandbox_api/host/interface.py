@@ -7,7 +7,7 @@ Unless said otherwise every call may raise the errors of `isolation.errors`.
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from isolation.cgroups import Usage as Usage
 from isolation.connections import Listener as Listener
@@ -20,6 +20,11 @@ from isolation.pool import ShelfFacts as ShelfFacts
 from isolation.sandbox import End as End
 from isolation.spec import DEFAULT as DEFAULT
 from isolation.spec import Resources as Resources
+from netpolicy.gateway.ward import Authority as Authority
+from netpolicy.gateway.ward import Credentials as Credentials
+from netpolicy.network import Egress as Egress
+from netpolicy.policy import CLOSED as CLOSED
+from netpolicy.policy import Policy as Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,14 @@ class KnownExec:
     spec: ExecSpec
 
 
+@dataclass(frozen=True, slots=True)
+class KnownEgress:
+    """A sandbox of an earlier server, and what it may do outside."""
+
+    sandbox: str
+    egress: Egress
+
+
 class Files(Protocol):
     """Files in sandboxes, as the given user; `isolation.files.FileFailed` too."""
 
@@ -121,6 +134,35 @@ class Ports(Protocol):
 
     async def listeners(self, sandbox: str, user: str) -> list[Listener]:
         """What listens inside."""
+
+
+class Networks(Protocol):
+    """What leaves sandboxes; errors of `netpolicy.errors` too."""
+
+    async def begin(self, living: list[KnownEgress]) -> None:
+        """Go on with the networks of sandboxes that an earlier server left running; nothing else is left of it."""
+
+    async def apply(self, sandbox: str, egress: Egress) -> None:
+        """These are its rules: when this returns, nothing that they refuse gets another byte through."""
+
+    async def next_record(self) -> tuple[str, dict[str, Any]]:
+        """The next record of the audit: whose, and what (`netpolicy.audit.Record.document`)."""
+
+    def log_path(self, sandbox: str) -> Path:
+        """Where a sandbox's audit lies (a log, see `isolation.execlog`)."""
+
+    async def changed(self, sandbox: str, after: int, follower: str) -> None:
+        """Wait until its audit has a record beyond after."""
+
+    def traffic(self, sandbox: str) -> tuple[int, int]:
+        """Bytes that it has sent and received."""
+
+    async def connections(self, sandbox: str) -> int:
+        """Connections to the outside that it has open."""
+
+    @property
+    def gateway_starts(self) -> int:
+        """How often the gateway had to be started."""
 
 
 class Execs(Protocol):
@@ -178,7 +220,7 @@ class Copies(Protocol):
     async def take_files(self, id_: str, name: str, image_digest: str) -> CopyFacts:
         """Keep a copy of what a sandbox changed in its image's files; it works on meanwhile."""
 
-    async def lay_out(self, copy: CopyFacts, image_digest: str, resources: Resources) -> str:
+    async def lay_out(self, copy: CopyFacts, image_digest: str, resources: Resources, egress: Egress) -> str:
         """A new sandbox of that image with such a copy's files: its id."""
 
     async def drop(self, name: str) -> None:
@@ -190,7 +232,9 @@ class Copies(Protocol):
     async def prepare(self, image_digest: str, resources: Resources) -> str:
         """A sandbox that waits for `restore`: its id. `Host.destroy_sandbox` gives it back."""
 
-    def claim_template(self, template: Template, resources: Resources) -> tuple[str, dict[str, str]] | None:
+    async def claim_template(
+        self, template: Template, resources: Resources, egress: Egress
+    ) -> tuple[str, dict[str, str]] | None:
         """Take a sandbox that goes on from this copy already: its id, and its execs by their originals' ids.
 
         None where none is ready; the more often that is asked for, the more are.
@@ -200,7 +244,13 @@ class Copies(Protocol):
         """Have some of it ready from now on, asked for or not, until the copy is dropped."""
 
     async def restore(
-        self, id_: str, copy: CopyFacts, image_digest: str, resources: Resources, execs: list[KnownExec]
+        self,
+        id_: str,
+        copy: CopyFacts,
+        image_digest: str,
+        resources: Resources,
+        execs: list[KnownExec],
+        egress: Egress,
     ) -> set[str]:
         """Let a copy run as the sandbox of that id, prepared or not; returns the execs that it does not hold."""
 
@@ -227,8 +277,16 @@ class Host(Protocol):
         """Files in its sandboxes."""
 
     @property
+    def system_files(self) -> Files:
+        """The same as root, for the service itself: whatever root may do is no tenant's business here."""
+
+    @property
     def ports(self) -> Ports:
         """Ports in its sandboxes."""
+
+    @property
+    def networks(self) -> Networks:
+        """What leaves its sandboxes."""
 
     async def begin(self) -> None:
         """Begin what works in the background; what an earlier server left has been taken over by now."""
@@ -243,10 +301,10 @@ class Host(Protocol):
 
     # ---- sandboxes
 
-    def claim_sandbox(self, image: str, resources: Resources) -> str | None:
+    async def claim_sandbox(self, image: str, resources: Resources, egress: Egress) -> str | None:
         """Take a ready sandbox out of the pool: its id, or None where there is none that fits."""
 
-    async def create_sandbox(self, id_: str, image: str, resources: Resources) -> None:
+    async def create_sandbox(self, id_: str, image: str, resources: Resources, egress: Egress) -> None:
         """Start a sandbox from the image of that name."""
 
     def shelves(self) -> list[ShelfFacts]:

@@ -24,10 +24,11 @@ from isolation.sandbox import End, Machine, Sandbox, post_mortem
 from isolation.snapshots import Maker, SnapshotFolder, cpu_features
 from isolation.spec import DEFAULT, Resources
 from sandbox_api.host.fleet import Fleet
-from sandbox_api.host.interface import ImageFacts, KnownExec, Usage
+from sandbox_api.host.interface import Egress, ImageFacts, KnownExec, Usage
 from sandbox_api.host.local_copies import LocalCopies
 from sandbox_api.host.local_execs import LocalExecs
 from sandbox_api.host.local_files import LocalFiles
+from sandbox_api.host.local_network import LocalNetworks, local_networks
 from sandbox_api.host.local_ports import LocalPorts
 from sandbox_api.host.local_templates import Templates
 from sandbox_api.settings import Settings
@@ -50,8 +51,10 @@ async def local_host(settings: Settings) -> AsyncIterator["LocalHost"]:
         tasks = await stack.enter_async_context(TaskOwner())
         tasks.spawn(keeper.watch(), name="keeper")
         init, layer = build.binary(settings.cache), build.binary(settings.cache, build.LAYER)
-        machine = Machine(chosen, cgroups.detect(), keeper, run, init, layer)
-        host = LocalHost(settings, machine, tasks)
+        networks = await stack.enter_async_context(local_networks(settings, run))
+        links = networks if settings.network else None
+        machine = Machine(chosen, cgroups.detect(), keeper, run, init, layer, links)
+        host = LocalHost(settings, machine, networks, tasks)
         stack.push_async_callback(host.stop)
         yield host
 
@@ -59,7 +62,7 @@ async def local_host(settings: Settings) -> AsyncIterator["LocalHost"]:
 class LocalHost:
     """See `sandbox_api.host.interface.Host`; made by `local_host`."""
 
-    def __init__(self, settings: Settings, machine: Machine, tasks: TaskOwner) -> None:
+    def __init__(self, settings: Settings, machine: Machine, networks: LocalNetworks, tasks: TaskOwner) -> None:
         self._settings = settings
         self._machine = machine
         self._tasks = tasks
@@ -70,7 +73,9 @@ class LocalHost:
         self._images = ImageStore(settings.cache / "images", init=cache(lambda: build.binary(settings.cache)))
         self._building = asyncio.Lock()
         self.files = LocalFiles(self._fleet.get, allow_root=settings.allow_root)
+        self.system_files = LocalFiles(self._fleet.get, allow_root=True)
         self.ports = LocalPorts(self._fleet.get, self.files)
+        self.networks = networks
         self.execs = LocalExecs(self._fleet, settings.state / "logs", working=self._foreground.note)
         snapshots = SnapshotFolder(settings.state / "snapshots")
         maker = Maker(machine.runsc.release, machine.runsc.platform, cpu_features(Path("/proc/cpuinfo").read_text()))
@@ -94,8 +99,11 @@ class LocalHost:
             self._foreground,
             self._tasks,
             self._images,
+            networks,
         )
-        self._freezer = Freezer(settings.freeze_after_s, lambda: list(self._fleet.running.values()))
+        self._freezer = Freezer(
+            settings.freeze_after_s, lambda: list(self._fleet.running.values()), connections=networks.connections
+        )
 
     # ---- beginning and end
 
@@ -132,7 +140,7 @@ class LocalHost:
 
     # ---- sandboxes
 
-    def claim_sandbox(self, image: str, resources: Resources) -> str | None:
+    async def claim_sandbox(self, image: str, resources: Resources, egress: Egress) -> str | None:
         found = self._images.ready(image)
         if found is None:
             return None
@@ -141,15 +149,18 @@ class LocalHost:
             self._pool.keep_warm(shape)
         if (ready := self._pool.claim(shape)) is None:
             return None
+        async with ready.sandbox.undone_on_failure():
+            await self.networks.apply(ready.sandbox.id, egress)
+            ready.sandbox.claim(resources)
         self._fleet.adopt(ready.sandbox)
-        ready.sandbox.claim(resources)
         return ready.sandbox.id
 
-    async def create_sandbox(self, id_: str, image: str, resources: Resources) -> None:
+    async def create_sandbox(self, id_: str, image: str, resources: Resources, egress: Egress) -> None:
         path = self._images.path(await self._image(image))
         with self._foreground.working():
             sandbox = await Sandbox.create(self._machine, id_, image=path, resources=resources)
         async with sandbox.undone_on_failure():
+            await self.networks.apply(id_, egress)
             sandbox.claim(resources)
         self._fleet.adopt(sandbox)
 

@@ -15,8 +15,9 @@ from isolation.sandbox import Machine, Sandbox
 from isolation.snapshots import LAYER, Copy, Maker, SnapshotFolder
 from isolation.spec import Resources
 from sandbox_api.host.fleet import Fleet
-from sandbox_api.host.interface import CopyFacts, KnownExec, Template
+from sandbox_api.host.interface import CopyFacts, Egress, KnownExec, Template
 from sandbox_api.host.local_execs import LocalExecs
+from sandbox_api.host.local_network import LocalNetworks
 from sandbox_api.host.local_templates import Templates
 
 _log = structlog.get_logger(__name__)
@@ -40,6 +41,7 @@ class LocalCopies:
         foreground: Foreground,
         tasks: TaskOwner,
         images: ImageStore,
+        networks: LocalNetworks,
     ) -> None:
         self._machine = machine
         self._fleet = fleet
@@ -51,6 +53,7 @@ class LocalCopies:
         self._foreground = foreground
         self._tasks = tasks
         self._images = images
+        self._networks = networks
         self._unnamed: dict[str, Copy] = {}
 
     def close(self) -> None:
@@ -87,7 +90,7 @@ class LocalCopies:
             copy.close()
             raise
 
-    async def lay_out(self, copy: CopyFacts, image_digest: str, resources: Resources) -> str:
+    async def lay_out(self, copy: CopyFacts, image_digest: str, resources: Resources, egress: Egress) -> str:
         path = self._image_file(image_digest)
         opened = await asyncio.to_thread(self._snapshots.open, copy.name, copy.digest, self._maker)
         try:
@@ -99,6 +102,7 @@ class LocalCopies:
                     else await Sandbox.create(self._machine, new_id("sbx"), image=path, resources=resources)
                 )
                 async with sandbox.undone_on_failure():
+                    await self._networks.apply(sandbox.id, egress)
                     sandbox.claim(resources)
                     with sandbox.in_use():
                         await sandbox.apply_layer(opened.fds[0])
@@ -151,7 +155,13 @@ class LocalCopies:
         return await Sandbox.prepare(self._machine, id_, image=path, resources=resources)
 
     async def restore(
-        self, id_: str, copy: CopyFacts, image_digest: str, resources: Resources, execs: list[KnownExec]
+        self,
+        id_: str,
+        copy: CopyFacts,
+        image_digest: str,
+        resources: Resources,
+        execs: list[KnownExec],
+        egress: Egress,
     ) -> set[str]:
         with self._foreground.working():
             opened = self._unnamed.get(copy.name)
@@ -162,6 +172,7 @@ class LocalCopies:
                     id_, image_digest, resources, pooled=False
                 )
                 async with sandbox.undone_on_failure():
+                    await self._networks.apply(id_, egress)  # before its first packet
                     sandbox.claim(resources)
                     guests = [self._execs.known(id_, each) for each in execs]
                     with opened.reading() as fds:
@@ -182,7 +193,9 @@ class LocalCopies:
         self._templates.add(template)
         self._pool.keep_warm(self._shape(template, template.resources))
 
-    def claim_template(self, template: Template, resources: Resources) -> tuple[str, dict[str, str]] | None:
+    async def claim_template(
+        self, template: Template, resources: Resources, egress: Egress
+    ) -> tuple[str, dict[str, str]] | None:
         self._templates.add(template)
         ready = self._pool.claim(self._shape(template, resources))
         if ready is None:
@@ -190,6 +203,11 @@ class LocalCopies:
         sandbox = ready.sandbox
         if ready.execs:
             (sandbox.folder / "logs").rename(self._execs.folder(sandbox.id))
+        try:
+            await self._networks.apply(sandbox.id, egress)
+        except BaseException:
+            await self._templates.discard(sandbox)
+            raise
         self._fleet.adopt(sandbox)
         for id_ in ready.execs.values():
             exec_ = self._execs.get(sandbox.id, id_)

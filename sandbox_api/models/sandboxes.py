@@ -1,13 +1,14 @@
 """Sandboxes over the wire."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from sandbox_api.host.interface import DEFAULT
 from sandbox_api.lifecycle import Reason, State
 from sandbox_api.models.common import Command, Environment, Label, LabelName, Page, Seconds, Strict, Text, UserName
+from sandbox_api.models.network import AskedPolicy, asked
 
 
 class Resources(Strict):
@@ -34,6 +35,12 @@ class CreateSandbox(Strict):
     park_after_s: Seconds | None = None
     resources: Resources = Resources()
     snapshot: Annotated[str, Field(pattern=r"^snp[a-z2-7]{26}$")] | None = None
+    network: AskedPolicy | None = None
+
+    @property
+    def asked_network(self) -> dict[str, Any] | str | None:
+        """The policy as its parser takes it."""
+        return asked(self.network)
 
 
 class PatchSandbox(Strict):
@@ -72,7 +79,7 @@ class Sandbox(BaseModel):
     park_after_s: float | None
     paused_by: Literal["request", "idle"] | None
     resources: Resources
-    network: dict[Literal["default"], Literal["deny"]] = {"default": "deny"}
+    network: dict[str, Any]
     parent: str | None
     snapshot: str | None
     main: str | None

@@ -14,10 +14,12 @@ from sandbox_api.models.common import ProblemDocument
 from sandbox_api.problems import not_found
 from sandbox_api.services.contexts import ContextService
 from sandbox_api.services.copies import CopyService
+from sandbox_api.services.egress import EgressService
 from sandbox_api.services.execs import ExecService
 from sandbox_api.services.parking import Parking
 from sandbox_api.services.registry import Registry
 from sandbox_api.services.sandboxes import SandboxService
+from sandbox_api.services.secrets import SecretService
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class Services:
     execs: ExecService
     tasks: TaskOwner
     metrics: Metrics
+    egress: EgressService
+    secrets: SecretService
 
 
 # Coroutines although they wait for nothing: FastAPI sends a plain function through a thread, 0.2 ms each.

@@ -16,7 +16,7 @@ from typing import Any, Final
 from common.errors import IsoboxError
 from common.ids import new_id
 from common.tasks import TaskOwner
-from sandbox_api.host.interface import CopyFacts, Host, Resources, Template, TemplateExec
+from sandbox_api.host.interface import CopyFacts, Egress, Host, Resources, Template, TemplateExec
 from sandbox_api.lifecycle import Event as LifeEvent
 from sandbox_api.lifecycle import State
 from sandbox_api.models.common import time_of
@@ -25,6 +25,7 @@ from sandbox_api.models.snapshots import CreateSnapshot, ForkError, ForkRequest,
 from sandbox_api.problems import Problem, from_error, invalid, not_found
 from sandbox_api.services.contexts import TOUCH, ContextService
 from sandbox_api.services.cursor import decode_cursor, encode_cursor
+from sandbox_api.services.egress import EgressService
 from sandbox_api.services.events import EVENTS, EventLog
 from sandbox_api.services.execs import ExecService
 from sandbox_api.services.life import Life
@@ -35,6 +36,7 @@ from sandbox_api.store.records import ContextRecord, ExecRecord, SandboxRecord, 
 
 _INHERITED: Final = ("image", "image_digest", "resources", "timeout_s", "user", "labels", "env", "workdir")
 _INHERITED_TIMES: Final = ("idle_timeout_s", "park_after_s")
+_INHERITED_NETWORK: Final = ("network_asked", "network", "network_generation", "placeholders")
 _SPARE_MEMORY: Final = 256 << 20
 
 
@@ -59,6 +61,7 @@ class CopyService:
         execs: ExecService,
         contexts: ContextService,
         sandboxes: SandboxService,
+        egress: EgressService,
         tasks: TaskOwner,
     ) -> None:
         self._settings = settings
@@ -69,6 +72,7 @@ class CopyService:
         self._execs = execs
         self._contexts = contexts
         self._sandboxes = sandboxes
+        self._egress = egress
         self._tasks = tasks
 
     # ---- snapshots
@@ -153,31 +157,41 @@ class CopyService:
         assert request.snapshot is not None
         snapshot = await self.get(tenant, request.snapshot)
         fields = snapshot.sandbox | _given(request, snapshot)
+        made = _record(fields, tenant)
+        if "network" in request.model_fields_set:
+            egress = await self._egress.begin(made, request.asked_network)
+        else:
+            egress = await self._egress.again(made)
+        fields |= {name: getattr(made, name) for name in _INHERITED_NETWORK}
         copy = CopyFacts(snapshot.id, snapshot.digest, snapshot.size_bytes, {})
         execs = [ExecRecord(**each) for each in snapshot.execs]
         origin = _Origin(fields, execs, [ContextRecord(**each) for each in snapshot.contexts])
         with self._registry.places(1, self._settings.max_sandboxes):
             if snapshot.kind == "filesystem":
-                making = self._lay_out(tenant, origin, copy)
+                making = self._lay_out(tenant, origin, copy, egress)
             else:
-                id_, own = self._claim(snapshot, fields) or (None, None)
+                id_, own = await self._claim(snapshot, fields, egress) or (None, None)
                 if id_ is None:
                     self._reserve_memory(snapshot.size_bytes)
                     id_ = await self._prepare(fields)
-                making = self._make(id_, tenant, origin, copy, snapshot=snapshot.id, own=own)
+                making = self._make(id_, tenant, origin, copy, egress, snapshot=snapshot.id, own=own)
             live = await asyncio.shield(self._tasks.spawn(making, name=f"sandbox of {snapshot.id}"))
         return live.record
 
-    async def _lay_out(self, tenant: str, origin: _Origin, copy: CopyFacts) -> Live:
+    async def _lay_out(self, tenant: str, origin: _Origin, copy: CopyFacts, egress: Egress) -> Live:
         fields = origin.sandbox
-        id_ = await self._host.copies.lay_out(copy, fields["image_digest"], Resources(**fields["resources"]))
-        return await self._make(id_, tenant, origin, copy, snapshot=copy.name, own={})
+        resources = Resources(**fields["resources"])
+        id_ = await self._host.copies.lay_out(copy, fields["image_digest"], resources, egress)
+        return await self._make(id_, tenant, origin, copy, egress, snapshot=copy.name, own={})
 
-    def _claim(self, snapshot: SnapshotRecord, fields: dict[str, Any]) -> tuple[str, dict[str, str]] | None:
-        return self._host.copies.claim_template(self._template(snapshot), Resources(**fields["resources"]))
+    async def _claim(
+        self, snapshot: SnapshotRecord, fields: dict[str, Any], egress: Egress
+    ) -> tuple[str, dict[str, str]] | None:
+        resources = Resources(**fields["resources"])
+        return await self._host.copies.claim_template(self._template(snapshot), resources, egress)
 
     def _template(self, snapshot: SnapshotRecord) -> Template:
-        made = SandboxRecord(id="", tenant="", state=State.CREATING, created_at=0.0, **snapshot.sandbox)
+        made = _record(snapshot.sandbox, snapshot.tenant)
         assert made.image_digest is not None
         records = [ExecRecord(**each) for each in snapshot.execs]
         busy = {each.context for each in records if each.role == "run"}
@@ -233,17 +247,25 @@ class CopyService:
                     origin.sandbox["labels"] = request.labels
                 if request.timeout_s is not None:
                     origin.sandbox["timeout_s"] = request.timeout_s
+                egress = await self._egress.again(parent)
                 found = await asyncio.gather(
-                    *(self._child(each, tenant, origin, copy, parent.id) for each in preparing), return_exceptions=True
+                    *(self._child(each, tenant, origin, copy, egress, parent.id) for each in preparing),
+                    return_exceptions=True,
                 )
             finally:
                 await self._host.copies.drop(name)
         return [each.record for each in found if isinstance(each, Live)], [_error(e) for e in found if _failed(e)]
 
     async def _child(
-        self, preparing: "asyncio.Task[str]", tenant: str, origin: _Origin, copy: CopyFacts, parent: str
+        self,
+        preparing: "asyncio.Task[str]",
+        tenant: str,
+        origin: _Origin,
+        copy: CopyFacts,
+        egress: Egress,
+        parent: str,
     ) -> Live:
-        return await self._make(await preparing, tenant, origin, copy, parent=parent)
+        return await self._make(await preparing, tenant, origin, copy, egress, parent=parent)
 
     async def _give_back(self, preparing: "list[asyncio.Task[str]]") -> None:
         for each in await asyncio.gather(*preparing, return_exceptions=True):
@@ -267,7 +289,7 @@ class CopyService:
         return _Origin(_fields(live.record) | {"main": live.record.main}, execs, [replace(each) for each in contexts])
 
     async def _prepare(self, fields: Mapping[str, Any]) -> str:
-        record = SandboxRecord(id="", tenant="", state=State.CREATING, created_at=0.0, **fields)
+        record = _record(fields, "")
         assert record.image_digest is not None
         return await self._host.copies.prepare(record.image_digest, host_resources(record))
 
@@ -289,6 +311,7 @@ class CopyService:
         tenant: str,
         origin: _Origin,
         copy: CopyFacts,
+        egress: Egress,
         *,
         parent: str | None = None,
         snapshot: str | None = None,
@@ -312,12 +335,13 @@ class CopyService:
         await self._store.save_sandbox(record)
         try:
             if own is None:
-                never = await self._restore(record, copy, execs)
+                never = await self._restore(record, copy, execs, egress)
             else:
                 never = {each.id for each in execs if each.forked_from not in own}
             for each in execs:
                 if each.id not in never and each.role != "run":
                     await self._execs.adopted(live, each, announced=own is not None)
+            await self._egress.trust(record, egress)
             await self._contexts.adopt(live, contexts, [each for each in execs if each.role == "run"])
             await self._life.started(live, began)
         except BaseException as error:
@@ -329,16 +353,25 @@ class CopyService:
         self._sandboxes.begun(live)
         return live
 
-    async def _restore(self, record: SandboxRecord, copy: CopyFacts, execs: list[ExecRecord]) -> set[str]:
+    async def _restore(
+        self, record: SandboxRecord, copy: CopyFacts, execs: list[ExecRecord], egress: Egress
+    ) -> set[str]:
         assert record.image_digest is not None
         for each in execs:
             self._execs.seed_log(each)
         known = [self._execs.known(each, record) for each in execs if each.role != "run"]
-        return await self._host.copies.restore(record.id, copy, record.image_digest, host_resources(record), known)
+        return await self._host.copies.restore(
+            record.id, copy, record.image_digest, host_resources(record), known, egress
+        )
 
 
 def _fields(record: SandboxRecord) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in (*_INHERITED, *_INHERITED_TIMES)}
+    return {name: getattr(record, name) for name in (*_INHERITED, *_INHERITED_TIMES, *_INHERITED_NETWORK)}
+
+
+def _record(fields: Mapping[str, Any], tenant: str) -> SandboxRecord:
+    """A record of these fields that is nobody's yet."""
+    return SandboxRecord(id="", tenant=tenant, state=State.CREATING, created_at=0.0, **fields)
 
 
 def _copied(origin: _Origin, sandbox_id: str, own: dict[str, str]) -> tuple[list[ExecRecord], list[ContextRecord]]:

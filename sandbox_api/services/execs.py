@@ -19,6 +19,7 @@ from sandbox_api.metrics import Metrics
 from sandbox_api.models.execs import ExecError, ExecRequest
 from sandbox_api.output.follow import follow
 from sandbox_api.problems import Problem, invalid, not_found
+from sandbox_api.services.egress import EgressService
 from sandbox_api.services.exec_ends import conclude, last_events, refusal
 from sandbox_api.services.openlog import OpenLog
 from sandbox_api.services.registry import Live, Registry
@@ -115,7 +116,7 @@ class ExecService:
         spec = ExecSpec(
             argv=request.command,
             user=user,
-            env=sandbox.env | request.env,
+            env=EgressService.environment(sandbox) | sandbox.env | request.env,
             workdir=request.workdir or sandbox.workdir or "",
             terminal=Terminal(request.pty.rows, request.pty.cols) if request.pty else None,
             stdin=(request.stdin is not False and request.stdin is not None) or request.pty is not None,
@@ -302,6 +303,15 @@ class ExecService:
             log = OpenLog(self.log_path(record), limit=self._settings.log_limit_mb << 20)
             self._logs[record.id] = log
         return log
+
+    def tell(self, record: ExecRecord, type_: EventType, payload: bytes) -> None:
+        """Add an event to the log of an exec that runs, whoever writes it; contexts are not asked for by anybody."""
+        if record.state != "running" or record.role == "context":
+            return
+        if record.role == "run":
+            self.open_log(record).append(type_, payload)
+        else:
+            self._host.execs.append(record.sandbox_id, record.id, type_, payload)
 
     async def conclude_run(
         self, live: Live, record: ExecRecord, log: OpenLog, end: ExecEnd, error: ExecError | None

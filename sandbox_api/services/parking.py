@@ -17,6 +17,7 @@ from sandbox_api.host.interface import CopyFacts, Host, KnownExec
 from sandbox_api.lifecycle import Event as LifeEvent
 from sandbox_api.lifecycle import State
 from sandbox_api.problems import Problem, sandbox_ended
+from sandbox_api.services.egress import EgressService
 from sandbox_api.services.execs import ExecService
 from sandbox_api.services.life import Life
 from sandbox_api.services.registry import Live, Registry, host_resources
@@ -31,13 +32,21 @@ class Parking:
     """See the module."""
 
     def __init__(
-        self, settings: Settings, host: Host, registry: Registry, life: Life, execs: ExecService, tasks: TaskOwner
+        self,
+        settings: Settings,
+        host: Host,
+        registry: Registry,
+        life: Life,
+        execs: ExecService,
+        egress: EgressService,
+        tasks: TaskOwner,
     ) -> None:
         self._settings = settings
         self._host = host
         self._registry = registry
         self._life = life
         self._execs = execs
+        self._egress = egress
         self._tasks = tasks
         registry.wake = self.wake
 
@@ -86,9 +95,17 @@ class Parking:
         if due > now:
             return [due]
         if live.works or not self._host.is_idle(record.id):
+            if not live.works:
+                self._tasks.spawn(self._say_what_holds(live), name=f"look at {record.id}")
             return [now + min(after_s, 1.0)]
         self._tasks.spawn(self._park_idle(live, live.used_at), name=f"park {record.id}")
         return [now + 1.0]
+
+    async def _say_what_holds(self, live: Live) -> None:
+        """It is due and nobody uses it, yet it is not still: if that is for its connections, say so."""
+        if live.record.state == State.RUNNING and (count := await self._host.networks.connections(live.record.id)):
+            live.park_not_before = time.time() + _RETRY_S
+            live.events.add("not_parked", detail=f"{count} connections to the outside are open")
 
     async def _park_idle(self, live: Live, used_at: float) -> None:
         async with live.moving:
@@ -124,7 +141,11 @@ class Parking:
         assert record.copy is not None
         assert record.image_digest is not None
         copy = CopyFacts(record.id, record.copy["digest"], record.copy["size"], {})
-        never = await self._host.copies.restore(record.id, copy, record.image_digest, host_resources(record), known)
+        egress = await self._egress.again(record)
+        never = await self._host.copies.restore(
+            record.id, copy, record.image_digest, host_resources(record), known, egress
+        )
+        await self._egress.trust(record, egress)
         for each in execs:
             if each.id in never:
                 live.execs.pop(each.id, None)

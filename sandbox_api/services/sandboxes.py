@@ -12,8 +12,7 @@ from common.ids import new_id
 from common.tasks import TaskOwner
 from isolation.errors import ChannelLost, SandboxGone
 from isolation.execlog import Event, Gap
-from sandbox_api.host.interface import Host
-from sandbox_api.host.interface import Resources as HostResources
+from sandbox_api.host.interface import Egress, Host, KnownEgress
 from sandbox_api.lifecycle import FINAL, State
 from sandbox_api.lifecycle import Event as LifeEvent
 from sandbox_api.models.common import time_of
@@ -23,6 +22,7 @@ from sandbox_api.output.follow import follow
 from sandbox_api.problems import Problem, invalid
 from sandbox_api.services.contexts import ContextService
 from sandbox_api.services.cursor import decode_cursor, encode_cursor
+from sandbox_api.services.egress import EgressService
 from sandbox_api.services.events import EVENTS, EventLog
 from sandbox_api.services.execs import ExecService
 from sandbox_api.services.life import Life
@@ -47,6 +47,7 @@ class SandboxService:
         execs: ExecService,
         parking: Parking,
         contexts: ContextService,
+        egress: EgressService,
         tasks: TaskOwner,
     ) -> None:
         self._settings = settings
@@ -57,6 +58,7 @@ class SandboxService:
         self._execs = execs
         self._parking = parking
         self._contexts = contexts
+        self._egress = egress
         self._tasks = tasks
         self._clock_moved = asyncio.Event()
 
@@ -69,9 +71,8 @@ class SandboxService:
         began = time.time()
         with self._registry.places(1, self._settings.max_sandboxes):
             image = await self._host.image(request.image)
-        claimed = self._host.claim_sandbox(request.image, HostResources(**request.resources.model_dump()))
         record = SandboxRecord(
-            id=claimed or new_id("sbx"),
+            id="",
             tenant=tenant,
             state=State.CREATING,
             image=request.image,
@@ -88,18 +89,22 @@ class SandboxService:
             idle_timeout_s=request.idle_timeout_s,
             park_after_s=request.park_after_s,
         )
+        egress = await self._egress.begin(record, request.asked_network)
+        claimed = await self._host.claim_sandbox(request.image, host_resources(record), egress)
+        record.id = claimed or new_id("sbx")
         live = Live(record, EventLog(self._host.execs.log_path(record.id, EVENTS)))
         self._registry.live[record.id] = live
         # Shielded: a client that goes away leaves a sandbox with a record, never one without.
-        starting = self._start(live, began, ready=claimed is not None)
+        starting = self._start(live, began, egress, ready=claimed is not None)
         return await asyncio.shield(self._tasks.spawn(starting, name=f"create {record.id}"))
 
-    async def _start(self, live: Live, began: float, *, ready: bool) -> SandboxRecord:
+    async def _start(self, live: Live, began: float, egress: Egress, *, ready: bool) -> SandboxRecord:
         record = live.record
         await self._store.save_sandbox(record)
         try:
             if not ready:
-                await self._host.create_sandbox(record.id, record.image, host_resources(record))
+                await self._host.create_sandbox(record.id, record.image, host_resources(record), egress)
+            await self._egress.trust(record, egress)
         except BaseException as error:
             await self._life.move(live, LifeEvent.FAILED, Termination(reason="failed", detail=str(error)[:500]))
             self._host.execs.remove_logs(record.id)
@@ -168,12 +173,15 @@ class SandboxService:
         """What it uses now."""
         live = await self._registry.usable(tenant, id_)
         usage = self._host.usage(id_)
+        sent, received = self._host.networks.traffic(id_)
         return Stats(
             cpu_s=usage.cpu_s,
             memory_bytes=usage.memory_bytes,
             memory_peak_bytes=usage.memory_peak_bytes,
             memory_limit_bytes=host_resources(live.record).cgroup_memory_bytes,
             processes=await self._host.processes(id_),
+            tx_bytes=sent,
+            rx_bytes=received,
         )
 
     def events(self, record: SandboxRecord, after: int) -> AsyncIterator[Event | Gap]:
@@ -229,6 +237,7 @@ class SandboxService:
                 await self._host.copies.drop(live.record.id)
             await self._life.move(live, LifeEvent.ENDED)
             self._contexts.forget(live.record.id)
+            self._egress.forget(live.record.id)
 
     # ---- by themselves
 
@@ -290,11 +299,19 @@ class SandboxService:
     async def recover(self) -> None:
         """Take over what an earlier server left running; what cannot be had back ends as `lost`."""
         records = await self._store.unfinished_sandboxes()
+        await self._host.networks.begin([KnownEgress(each.id, await self._known_egress(each)) for each in records])
         for record in records:
             await self._recover(record)
         await self._host.reclaim({live.record.id for live in self._registry.live.values() if not live.parked})
         copies = {live.record.id for live in self._registry.live.values() if live.parked}
         await self._host.copies.reclaim(copies | set(await self._store.all_snapshots()))
+
+    async def _known_egress(self, record: SandboxRecord) -> Egress:
+        try:
+            return await self._egress.again(record)
+        except IsoboxError as error:  # a preset that is gone: whoever relied on it is told by what it cannot reach
+            _log.warning("policy not recovered, closed", sandbox=record.id, error=str(error))
+            return Egress(generation=record.network_generation)
 
     async def _recover(self, record: SandboxRecord) -> None:
         live = Live(record, EventLog(self._host.execs.log_path(record.id, EVENTS)))
@@ -362,6 +379,7 @@ def describe(record: SandboxRecord) -> Sandbox:
         snapshot=record.snapshot,
         park_after_s=record.park_after_s,
         paused_by=record.paused_by,
+        network=record.network or {"default": "deny"},
         main=record.main,
         termination=Termination(**record.termination) if record.termination else None,
     )

@@ -36,6 +36,13 @@ class SandboxRecord:
     paused_by: Literal["request", "idle"] | None = None
     copy: dict[str, Any] | None = None
     """While it is paused: name, digest and size of the copy that it will go on from."""
+    network_asked: dict[str, Any] | str | None = None
+    """The policy as it was asked for: a preset's name says what the operator means by it now, not then."""
+    network: dict[str, Any] | None = None
+    """The policy that it has."""
+    network_generation: int = 0
+    placeholders: dict[str, str] = field(default_factory=dict)
+    """What stands in its environment in the place of credentials."""
 
 
 @dataclass(slots=True)
@@ -106,3 +113,14 @@ class SnapshotRecord:
     name: str | None = None
     template: bool = False
     expires_at: float | None = None
+
+
+@dataclass(slots=True)
+class SecretRecord:
+    """A secret of a tenant's; `sealed` is readable with the state directory's key alone."""
+
+    tenant: str
+    name: str
+    created_at: float
+    updated_at: float
+    sealed: bytes

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from sandbox_api.lifecycle import FINAL, State
-from sandbox_api.store.records import ContextRecord, ExecRecord, SandboxRecord, SnapshotRecord
+from sandbox_api.store.records import ContextRecord, ExecRecord, SandboxRecord, SecretRecord, SnapshotRecord
 
-_SCHEMA_VERSION: Final = 2
+_SCHEMA_VERSION: Final = 3
 _SCHEMA: Final = (
     """
 create table sandboxes (id text primary key, tenant text not null, created_at real not null, ended_at real,
@@ -35,6 +35,10 @@ create table snapshots (id text primary key, tenant text not null, created_at re
 create table contexts (id text primary key, sandbox_id text not null, created_at real not null,
                        doc text not null) without rowid;
 create index contexts_by_sandbox on contexts (sandbox_id, created_at);
+""",
+    """
+create table secrets (tenant text not null, name text not null, created_at real not null, updated_at real not null,
+                      sealed blob not null, primary key (tenant, name)) without rowid;
 """,
 )
 """What each version adds to the one before it."""
@@ -241,6 +245,29 @@ class Store:
     async def forget_snapshot(self, id_: str) -> None:
         """Delete the record."""
         self._db.execute("delete from snapshots where id = ?", (id_,))
+
+    # ---- secrets
+
+    async def save_secret(self, record: SecretRecord) -> None:
+        """Insert or replace."""
+        self._db.execute(
+            "insert or replace into secrets values (?, ?, ?, ?, ?)",
+            (record.tenant, record.name, record.created_at, record.updated_at, record.sealed),
+        )
+
+    async def secret(self, tenant: str, name: str) -> SecretRecord | None:
+        """One of the tenant's."""
+        row = self._db.execute("select * from secrets where tenant = ? and name = ?", (tenant, name)).fetchone()
+        return SecretRecord(*row) if row else None
+
+    async def secrets(self, tenant: str) -> list[SecretRecord]:
+        """The tenant's, by name."""
+        rows = self._db.execute("select * from secrets where tenant = ? order by name", (tenant,))
+        return [SecretRecord(*row) for row in rows]
+
+    async def forget_secret(self, tenant: str, name: str) -> None:
+        """Delete one."""
+        self._db.execute("delete from secrets where tenant = ? and name = ?", (tenant, name))
 
     # ---- answers already given (Idempotency-Key)
 

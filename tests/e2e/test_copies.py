@@ -316,6 +316,7 @@ def test_a_fork_bomb_is_copied_or_told_to_be_in_the_way_and_the_sandbox_goes_on(
         )
 
 
+@pytest.mark.timeout(240)  # sixty restarts
 def test_kill_9_at_any_moment_of_a_copy_leaves_nothing_half_made(own_server: Server) -> None:
     own_server.environment |= {"ISOBOX_POOL_CEILING": "0"}
     own_server.start()
