@@ -32,7 +32,7 @@ from netpolicy.plan import GATEWAY_MAC, GUEST_MAC, MTU
 from netpolicy.slots import open_slots
 
 SIZE = 256 << 20
-BULK, ECHO = 9100, 7000
+BULK, ECHO, CONNECTS = 9100, 7000, 9101
 OUTSIDE = "198.18.77.3"
 SERVE = f"""
 import socket, sys, tempfile, threading
@@ -43,7 +43,7 @@ def serve(connection):
 def listen(port, work):
     listener = socket.create_server((sys.argv[1], port), backlog=1024)
     while True: threading.Thread(target=work, args=(listener.accept()[0],), daemon=True).start()
-threading.Thread(target=listen, args=({ECHO + 1}, lambda c: c.close()), daemon=True).start()
+threading.Thread(target=listen, args=({CONNECTS}, lambda c: c.close()), daemon=True).start()
 print("ready", flush=True)
 listen({BULK}, serve)
 """
@@ -61,7 +61,7 @@ CONNECT = f"""
 import socket, sys, time
 address = socket.gethostbyname(sys.argv[1])
 for n in range(int(sys.argv[2])):
-    began = time.perf_counter(); s = socket.create_connection((address, {ECHO + 1})); took = time.perf_counter() - began
+    began = time.perf_counter(); s = socket.create_connection((address, {CONNECTS})); took = time.perf_counter() - began
     s.close(); print(took * 1000)
 """
 ASK = """
@@ -94,12 +94,12 @@ class RawLinks:
     namespace = f"isobox-raw-{os.getpid()}"
 
     def __enter__(self) -> "RawLinks":
-        run = f"ip netns add {self.namespace}; ip -n {self.namespace} link add up type veth peer name guest; "
+        run = f"ip netns add {self.namespace}; ip -n {self.namespace} link add outer type veth peer name guest; "
         for command in (
-            f"link set up address {GATEWAY_MAC} mtu {MTU} up",
+            f"link set outer address {GATEWAY_MAC} mtu {MTU} up",
             f"link set guest address {GUEST_MAC} mtu {MTU} arp off up",
-            f"addr add {addresses.GATEWAY}/{addresses.PREFIX} dev up",
-            f"neigh add {addresses.GUEST} lladdr {GUEST_MAC} dev up nud permanent",
+            f"addr add {addresses.GATEWAY}/{addresses.PREFIX} dev outer",
+            f"neigh add {addresses.GUEST} lladdr {GUEST_MAC} dev outer nud permanent",
         ):
             run += f"ip -n {self.namespace} {command}; "
         subprocess.run(f"set -e; {run}", shell=True, check=True)
@@ -149,7 +149,7 @@ async def _raw(work: Callable[[Callable[[list[str]], Any]], Any]) -> None:
 
             async def execute(argv: list[str]) -> str:
                 path = Path(folder) / new_id("exe")
-                process = Exec(ExecSpec(argv=argv), path)
+                process = Exec(ExecSpec(argv=argv, user="user"), path)
                 await process.start(sandbox.link, number=sandbox.link.reserve(), timeout=10)
                 await process.wait()
                 process.close()
@@ -174,16 +174,16 @@ def _times(text: str) -> list[float]:
 
 def _plain(count: int) -> list[float]:
     def connect() -> None:
-        socket.create_connection((OUTSIDE, ECHO + 1)).close()
+        socket.create_connection((OUTSIDE, CONNECTS)).close()
 
     return [timed(connect) for _ in range(count)]
 
 
 def rows(api: Api, namespace: str, rounds: int) -> list[Row]:
     """All of them, interleaved; the server knows the network outside."""
-    names = {"allow": [{"host": "files.test", "ports": [BULK, ECHO + 1]}]}
+    names = {"allow": [{"host": "files.test", "ports": [BULK, CONNECTS]}]}
     crowded = {"allow": [*({"host": f"host-{n}.example.net"} for n in range(1000)), *names["allow"]]}
-    numbers = {"allow": [{"cidr": f"{OUTSIDE}/32", "ports": [BULK, ECHO + 1]}]}
+    numbers = {"allow": [{"cidr": f"{OUTSIDE}/32", "ports": [BULK, CONNECTS]}]}
     python = ["python3", "-c"]
     with serving(namespace, OUTSIDE):
         by_name, by_number, by_many = (

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-from pyroute2 import NetlinkError
 
 from common.tasks import TaskOwner
 from netpolicy import conntrack, nft
@@ -187,7 +186,7 @@ class Network:
                 try:
                     await self._limit(leased, self._rules(CLOSED))
                     await asyncio.to_thread(conntrack.cut, leased.slot.address, lambda _: False)
-                except (NetworkUnavailable, NetlinkError, OSError) as error:
+                except (NetworkUnavailable, OSError) as error:
                     doubtful = True
                     _log.warning("slot thrown away", slot=leased.slot.number, error=str(error))
             await self._slots.release(leased.slot, doubtful=doubtful)
