@@ -5,6 +5,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import tempfile
@@ -57,8 +58,37 @@ def _family(root: str) -> list[int]:
     return found
 
 
-async def choose_platform(runsc: Runsc, wanted: str) -> Runsc:
-    """The runsc with a platform that works: the wanted one, or with `auto` the first that does."""
+async def choose_platform(runsc: Runsc, wanted: str, *, memory: Path | None = None) -> Runsc:
+    """The runsc with a platform that works: the wanted one, or with `auto` the first that does.
+
+    memory is a file where the answer is kept for this runsc, this kernel and this boot: a restart need not ask again.
+    """
+    known = _circumstances(runsc, wanted)
+    if memory is not None and (platform := _recall(memory, known)) is not None:
+        return replace(runsc, platform=platform)
+    found = await _choose(runsc, wanted)
+    if memory is not None:
+        partial = memory.with_name(f"{memory.name}.{os.getpid()}")
+        partial.write_text(json.dumps({"known": known, "platform": found.platform}))
+        partial.rename(memory)
+    return found
+
+
+def _circumstances(runsc: Runsc, wanted: str) -> list[str]:
+    file = runsc.path.stat()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return [str(runsc.path.resolve()), str(file.st_mtime_ns), str(file.st_size), wanted, os.uname().release, boot]
+
+
+def _recall(memory: Path, known: list[str]) -> str | None:
+    try:
+        kept = json.loads(memory.read_text())
+        return str(kept["platform"]) if kept["known"] == known else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+async def _choose(runsc: Runsc, wanted: str) -> Runsc:
     problems = []
     for platform in _PREFERENCE if wanted == "auto" else (wanted,):
         if (problem := await works(runsc, platform)) is None:

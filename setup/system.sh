@@ -28,7 +28,8 @@ install_tools() {
     local missing=()
     command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
     command -v mkfs.erofs >/dev/null || missing+=(erofs-utils)
-    ldconfig -p | grep -q libnftables.so.1 || missing+=(nftables)
+    /sbin/ldconfig -p 2>/dev/null | grep -q 'libnftables\.so\.1' && command -v nft >/dev/null || missing+=(nftables)
+    command -v ip >/dev/null || missing+=(iproute2)
     command -v curl >/dev/null || missing+=(curl)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
     if ! find_python >/dev/null; then

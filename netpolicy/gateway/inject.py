@@ -5,6 +5,7 @@ credentials. What the host answers goes back with every credential in it made un
 """
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections import OrderedDict
@@ -23,6 +24,7 @@ from netpolicy.match import Verdict
 
 _CONTEXTS_MAX: Final = 256
 _HANDSHAKE_S: Final = 10.0
+_FAREWELL_S: Final = 1.0
 _HOP: Final = frozenset({b"accept-encoding", b"connection", b"keep-alive", b"proxy-connection", b"te"})
 
 
@@ -96,6 +98,11 @@ class _Exchange:
             self._answering.start_next_cycle()
         await self._outer.close()
         await self._inner.close()
+        # What was not read of the request would turn the close into a reset, and the answer would be lost.
+        with contextlib.suppress(TimeoutError, OSError):
+            async with asyncio.timeout(_FAREWELL_S):
+                while await self._inner.read():
+                    pass
 
     async def _next(self, connection: h11.Connection, stream: TlsStream) -> object:
         while (event := connection.next_event()) is h11.NEED_DATA:

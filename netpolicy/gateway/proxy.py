@@ -110,7 +110,7 @@ class Proxy:
             attempt.whole = True
         except _Refused as refusal:
             await self._refuse(attempt, refusal)
-        except (OSError, TimeoutError, asyncio.CancelledError):
+        except (OSError, TimeoutError):
             pass  # it is cut off below; its record tells why
         finally:
             ward.connecting -= 1
@@ -247,6 +247,8 @@ class Proxy:
     ) -> None:
         ward, task = attempt.ward, asyncio.current_task()
         assert task is not None
+        if self._ward(ward.address) is not ward:
+            raise ConnectionAbortedError("its sandbox has ended, and the address may be another's by now")
         self._numbers += 1
         flow = Flow(self._numbers, name, sni, host, attempt.destination, attempt.port, end=lambda: _cancel(task))
         ward.flows.add(flow)

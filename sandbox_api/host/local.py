@@ -40,7 +40,7 @@ _log = structlog.get_logger(__name__)
 async def local_host(settings: Settings) -> AsyncIterator["LocalHost"]:
     """This machine, ready; at the end everything is let go of, and what runs goes on."""
     found = await runsc.find(settings.runsc, settings.cache)
-    chosen = await choose_platform(found, settings.platform)
+    chosen = await choose_platform(found, settings.platform, memory=settings.cache / "platform.json")
     run = settings.state / "run"
     for folder in (run, settings.state / "logs"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def test_no_request_makes_the_server_fail(server: Server) -> None:
     with Sandbox.create(url=server.url, api_key=server.key, timeout_s=280) as sandbox:
         exec_id = sandbox.exec("seq", "10").id
         (server.state / "schemathesis.toml").write_text(
-            f'[parameters]\n"path.sandbox_id" = "{sandbox.id}"\n"path.exec_id" = "{exec_id}"\n'
+            f'[parameters]\n"path.sandbox_id" = "{sandbox.id}"\n"path.exec_id" = "{exec_id}"\n"query.wait_s" = 0\n'
         )
         done = ask(server)
     assert done.returncode == 0, done.stdout[:5000] + done.stderr[-2000:]

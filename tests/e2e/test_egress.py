@@ -49,8 +49,16 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
 
 @pytest.fixture(scope="module")
 def egress(net: Outside, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    settings = {"ISOBOX_POOL_FLOOR": "1", "ISOBOX_POOL_CEILING": "1", **net.environment}
-    running = Server(tmp_path_factory.mktemp("egress") / "state", **settings).start()
+    folder = tmp_path_factory.mktemp("egress")
+    (folder / "presets.json").write_text(
+        json.dumps({"hello": {"allow": [{"host": "api.test"}, {"host": "files.test"}]}})
+    )
+    operator = {
+        "ISOBOX_EGRESS_PRESETS": str(folder / "presets.json"),
+        "ISOBOX_EGRESS_DENY": '[{"host": "denied.test"}, {"cidr": "198.18.77.3/32", "ports": [9]}]',
+    }
+    settings = {"ISOBOX_POOL_FLOOR": "1", "ISOBOX_POOL_CEILING": "1", **net.environment, **operator}
+    running = Server(folder / "state", **settings).start()
     yield running
     running.end()
     problems = [line for line in running.log().splitlines() if '"level": "error"' in line or "Traceback" in line]
@@ -96,6 +104,11 @@ def reach(box: Sandbox, to: tuple[str, int], send: bytes = b"hello\n") -> str:
 def own(server: Server, number: int) -> str:
     """An address of the server's share: 1 is the gateway's, sandboxes' follow."""
     return str(IPv4Network(json.loads((server.state / "network.json").read_text())["share"])[number])
+
+
+def last(net: Outside) -> dict[str, Any]:
+    """The newest request that came in outside."""
+    return [each for each in net.seen() if "path" in each][-1]
 
 
 # ---- names
@@ -380,6 +393,19 @@ def test_an_exec_and_the_sandbox_are_told_what_was_refused(egress: Server, box: 
             if "forbidden.test" in line:
                 assert json.loads(line.partition(":")[2])["type"] == "network"
                 break
+
+
+def test_an_operators_preset_and_what_he_denies(egress: Server, net: Outside) -> None:
+    net.say(**{"denied.test": ["198.18.77.2"]})
+    policy = {"preset": "hello", "allow": [{"host": "denied.test"}], "deny": [{"host": "files.test"}]}
+    with Sandbox.create(url=egress.url, api_key=egress.key, network=policy) as mine:
+        assert mine.exec("curl", "-sSk", "-m5", "https://api.test/").exit_code == 0
+        assert mine.exec("getent", "hosts", "files.test").exit_code == 2, "the policy's own deny goes before the preset"
+        assert mine.exec("getent", "hosts", "denied.test").exit_code == 2
+        assert next(each["rule"] for each in mine.network_log() if each.get("name") == "denied.test") == "operator"
+        assert mine.network()["asked"]["preset"] == "hello"
+        mine.set_network("hello")
+        assert mine.exec("curl", "-sSk", "-m5", "https://files.test/").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -701,14 +727,14 @@ def test_a_credential_is_used_and_found_nowhere(egress: Server, net: Outside, tm
             done = mine.exec("curl", "-sS", "-m5", "-H", bearer, "https://api.test/echo")
             assert done.exit_code == 0, done.stderr
             assert "*" * len(SECRET) in done.stdout, "what the host echoes cannot be read"
-            assert net.seen()[-1]["headers"]["authorization"] == f"Bearer {SECRET}"  # type: ignore[index]
+            assert last(net)["headers"]["authorization"] == f"Bearer {SECRET}"
             mine.exec("curl", "-sS", "-m5", "-u", f"me:{mark}", "https://api.test/x")
             basic = base64.b64encode(f"me:{SECRET}".encode()).decode()
-            assert net.seen()[-1]["headers"]["authorization"] == f"Basic {basic}"  # type: ignore[index]
+            assert last(net)["headers"]["authorization"] == f"Basic {basic}"
             # To another host the placeholder stays what it is, and its use is written down.
             mine.exec("curl", "-sS", "-m5", "-H", bearer, "https://files.test/v2/x")
-            assert net.seen()[-1]["headers"]["authorization"] == f"Bearer {mark}"  # type: ignore[index]
-            assert "x-api-key" not in net.seen()[-1]["headers"]  # type: ignore[operator]
+            assert last(net)["headers"]["authorization"] == f"Bearer {mark}"
+            assert "x-api-key" not in last(net)["headers"]
             # By header: method, path and budget.
             for path, code in (("/v1/a", 0), ("/v1/b", 0), ("/v1/c", 403)):
                 done = mine.exec("curl", "-sS", "-m5", "-H", "X-Api-Key: mine", f"https://files.test{path}")
@@ -716,7 +742,7 @@ def test_a_credential_is_used_and_found_nowhere(egress: Server, net: Outside, tm
                     assert json.loads(done.stdout)["status"] == 403
                     assert "budget" in done.stdout
                 else:
-                    assert net.seen()[-1]["headers"]["x-api-key"] == f"key {SECRET}"  # type: ignore[index]
+                    assert last(net)["headers"]["x-api-key"] == f"key {SECRET}"
             twisted = mine.exec("curl", "-sS", "-m5", "--path-as-is", "https://files.test/v2/../v1/x")
             assert json.loads(twisted.stdout)["status"] == 403
             fronted = mine.exec("curl", "-sS", "-m5", "-H", "Host: files.test", "https://api.test/")

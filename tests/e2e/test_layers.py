@@ -117,10 +117,10 @@ def test_what_does_not_fit_is_refused_with_a_hint(server: Server, http: httpx.Cl
         assert sandbox.snapshot(kind="filesystem").size_bytes < 100_000
     template = http.post(f"/v1/sandboxes/{sandbox.id}/snapshots", json={"kind": "filesystem", "template": True})
     assert template.status_code in (409, 422)
-    with Sandbox.create(url=server.url, api_key=server.key, resources={"disk_mb": 2048}) as large:
-        shell(large, "head -c 1500M /dev/zero > /root/zeros")
+    with Sandbox.create(url=server.url, api_key=server.key, resources={"disk_mb": 600}) as large:
+        shell(large, "head -c 450M /dev/zero > /root/zeros")
         snapshot = large.snapshot(kind="filesystem")
-    small = http.post("/v1/sandboxes", json={"snapshot": snapshot.id, "resources": {"disk_mb": 1024}})
+    small = http.post("/v1/sandboxes", json={"snapshot": snapshot.id, "resources": {"disk_mb": 300}})
     assert small.status_code == 422
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import struct
 import subprocess
 import time
 from ipaddress import IPv4Address, IPv4Network
@@ -17,7 +18,7 @@ from netpolicy.floor import Floor
 from netpolicy.match import Rules
 from netpolicy.network import Egress, NetworkSettings, open_network
 from netpolicy.nftables import Nftables
-from netpolicy.plan import PEER, tag_of
+from netpolicy.plan import GATEWAY_MAC, GUEST_MAC, PEER, tag_of
 from netpolicy.policy import parse
 from netpolicy.slots import Slots, open_slots
 
@@ -188,6 +189,58 @@ def test_connections_are_seen_and_forgotten(tmp_path: Path) -> None:
         nftables.close()
         client.close()
         listener.close()
+
+
+def ethernet(payload: bytes, kind: int = 0x0800) -> bytes:
+    return bytes.fromhex((GATEWAY_MAC + GUEST_MAC).replace(":", "")) + kind.to_bytes(2) + payload
+
+
+def datagram(source: str, destination: str, port: int) -> bytes:
+    """A UDP packet over IPv4, its header's checksum right."""
+    head = struct.pack(
+        ">BBHHHBBH4s4s", 0x45, 0, 29, 0, 0, 64, 17, 0, *(IPv4Address(a).packed for a in (source, destination))
+    )
+    total = sum(struct.unpack(">10H", head))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    head = head[:10] + (~total & 0xFFFF).to_bytes(2) + head[12:]
+    return head + struct.pack(">HHHH", 5555, port, 9, 0) + b"x"
+
+
+def test_what_a_sentry_that_was_taken_over_could_send_goes_nowhere(tmp_path: Path) -> None:
+    async def run() -> None:
+        records: list[dict[str, Any]] = []
+        async with open_network(tmp_path, NetworkSettings(ready=1), records.extend) as network:
+            await network.begin({})
+            _, fd = await network.lease("sbx")
+            await network.apply("sbx", Egress(parse({"default": "allow"}), generation=1))
+            with socket.socket(fileno=fd) as link:
+                for frame in (
+                    ethernet(datagram("10.200.0.9", "203.0.113.1", 7)),  # another's address
+                    ethernet(datagram("198.19.0.9", "203.0.113.1", 7)),
+                    ethernet(bytes(40), 0x86DD),  # IPv6
+                    ethernet(bytes(28), 0x0806),  # ARP
+                    ethernet(b"\0\5\x08\0" + datagram("10.200.0.2", "203.0.113.1", 7), 0x8100),  # a VLAN's
+                    ethernet(b"\x45"),  # cut
+                    ethernet(datagram("10.200.0.2", "127.0.0.1", 7)),
+                    ethernet(datagram("10.200.0.2", "255.255.255.255", 67)),
+                    ethernet(datagram("10.200.0.2", "224.0.0.251", 5353)),
+                ):
+                    link.send(frame)
+                for _ in range(100):
+                    await asyncio.sleep(0.02)
+                    if len(records) >= 5:
+                        break
+            await network.release("sbx")
+        assert [each["rule"] for each in records[:2]] == ["spoof", "spoof"], records
+        assert {each["destination"]: each["rule"] for each in records[2:]} == {
+            "127.0.0.1": "floor",
+            "255.255.255.255": "floor",
+            "224.0.0.251": "floor",
+        }, records
+        assert {each["verdict"] for each in records} == {"refuse"}
+
+    asyncio.run(run())
 
 
 def test_a_network_gives_all_back_and_the_gateway_ends(tmp_path: Path) -> None:

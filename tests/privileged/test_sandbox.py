@@ -103,12 +103,19 @@ def test_a_create_that_is_cancelled_unwinds(tmp_path: Path) -> None:
     on_machine(tmp_path, work)
 
 
-def test_a_platform_is_tried_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_platform_is_tried_within_a_bound_and_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("isolation.platforms.PROBE_TIMEOUT_S", 3.0)
 
     async def work() -> None:
         found = await runsc.find(os.environ.get("ISOBOX_RUNSC"), CACHE)
         assert (await choose_platform(found, "auto")).platform in ("systrap", "kvm", "ptrace")
+        memory = tmp_path / "platform.json"
+        chosen = await choose_platform(found, "auto", memory=memory)
+        with monkeypatch.context() as unasked:
+            unasked.setattr("isolation.platforms.works", None)
+            assert await choose_platform(found, "auto", memory=memory) == chosen
+        memory.write_text("damaged")
+        assert await choose_platform(found, "auto", memory=memory) == chosen
         with pytest.raises(RunscError, match="runs no sandbox on this machine"):
             await choose_platform(found, "no-such-platform")
         problem = await works(found, "kvm")  # whatever it says, it says it soon and leaves nothing
