@@ -19,10 +19,8 @@ BUILT_IN: Final = ("none", "open", "packages")
 _TIMEOUT_S: Final = 20.0
 
 
-def load(path: Path | None) -> dict[str, Policy]:
+def load(path: Path) -> dict[str, Policy]:
     """The operator's presets: a JSON object {name: policy}; PolicyInvalid names what is wrong."""
-    if path is None:
-        return {}
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -108,12 +108,20 @@ class Slots:
 
     async def end(self) -> None:
         """Let go; with no slot in use nothing of it is left on the machine."""
-        if not self._leased:
+        if self._routes is None:
+            await self._here(self._never_begun)
+        elif not self._leased:
             await self._here(self._remove_all)
         if self._routes is not None:
             await self._here(self._routes.close)
         self._thread.shutdown()
         self._inside.shutdown()
+
+    def _never_begun(self) -> None:
+        """Only the address was claimed; if sandboxes of an earlier server live, it is theirs."""
+        with IPRoute() as routes, contextlib.suppress(NetlinkError):
+            if not namespaces.all_(self.place.namespaces):
+                routes.addr("del", index=_LOOPBACK, address=str(self.place.gateway), prefixlen=32)
 
     def _remove_all(self) -> None:
         place, routes = self.place, self._routes

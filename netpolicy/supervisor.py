@@ -56,6 +56,7 @@ class Supervisor:
         self._calls = 0
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._up = asyncio.Event()
+        self._sending = asyncio.Lock()
         self._heard = 0
         self._news = asyncio.Event()
         self.starts = 0
@@ -107,7 +108,7 @@ class Supervisor:
         number, answer = self._calls, asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         try:
-            await asyncio.get_running_loop().sock_sendall(connection, packet({"call": number, "do": do, **arguments}))
+            await self._send(connection, {"call": number, "do": do, **arguments})
             found: dict[str, Any] = await answer
         finally:
             self._waiting.pop(number, None)
@@ -150,21 +151,19 @@ class Supervisor:
         """Connect to the gateway that is there, if it is one of ours, and tell it all that it has to know."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         connection.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, PACKET_MAX)
-        loop = asyncio.get_running_loop()
         try:
             with address(str(self._path)) as short:
                 connection.connect(short)
-            await loop.sock_sendall(connection, packet({"call": 0, "do": "hello"}))
+            await self._send(connection, {"call": 0, "do": "hello"})
             hello = await _answer(connection, self._hear)
             if hello.get("sources") != sources():
                 connection.close()
                 await self._stop()
                 raise ConnectionRefusedError("it was of another version")
             for each in list(self._guarded.values()):
-                await loop.sock_sendall(connection, packet({"call": 0, "do": "put", **encode_guarded(each)}))
+                await self._send(connection, {"call": 0, "do": "put", **encode_guarded(each)})
                 await _answer(connection, self._hear)
-            keep = packet({"call": 0, "do": "keep", "sandboxes": list(self._guarded)})
-            await loop.sock_sendall(connection, keep)
+            await self._send(connection, {"call": 0, "do": "keep", "sandboxes": list(self._guarded)})
             await _answer(connection, self._hear)
         except (FileNotFoundError, ConnectionError, EOFError):
             connection.close()
@@ -193,7 +192,11 @@ class Supervisor:
         self._heard = records[-1]["seq"]
         self._news.set()
         self._news = asyncio.Event()
-        await asyncio.get_running_loop().sock_sendall(connection, packet({"acknowledged": records[-1]["seq"]}))
+        await self._send(connection, {"acknowledged": records[-1]["seq"]})
+
+    async def _send(self, connection: socket.socket, message: dict[str, Any]) -> None:
+        async with self._sending:  # a loop waits for one sender of a socket only
+            await asyncio.get_running_loop().sock_sendall(connection, packet(message))
 
     def _lose(self) -> None:
         self._up.clear()
@@ -252,6 +255,7 @@ class Supervisor:
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_LEAVE_WITHIN_S):
                     await self._stop()
+            self._path.unlink(missing_ok=True)
 
     async def _stop(self) -> None:
         """End the gateway that is there, and wait until it has let go of its addresses."""

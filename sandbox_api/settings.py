@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from common.errors import IsoboxError
 from netpolicy.errors import PolicyInvalid
 from netpolicy.floor import BLOCK
 from netpolicy.network import NetworkSettings, host_resolvers
-from netpolicy.policy import CidrRule, HostRule, parse
+from netpolicy.policy import CidrRule, HostRule, Policy, parse
+from netpolicy.presets import load
 
 
 class SettingsError(IsoboxError):
@@ -45,7 +46,7 @@ class Settings:
     egress_dns: tuple[tuple[str, int], ...] | None = None
     egress_floor_holes: tuple[IPv4Network, ...] = ()
     egress_deny: tuple[HostRule | CidrRule, ...] = ()
-    egress_presets: Path | None = None
+    egress_presets: Mapping[str, Policy] = field(default_factory=dict)
     egress_trust: Path | None = None
 
     @classmethod
@@ -144,6 +145,13 @@ def _deny(text: str) -> tuple[HostRule | CidrRule, ...]:
         raise ValueError(error.detail) from None
 
 
+def _presets(text: str) -> dict[str, Policy]:
+    try:
+        return load(_file(text))
+    except PolicyInvalid as error:
+        raise ValueError(f"{error.detail} ({error.hint})") from None
+
+
 def _file(text: str) -> Path:
     path = Path(text).absolute()
     if not path.is_file():
@@ -171,7 +179,7 @@ _PARSERS: dict[str, Callable[[str], dict[str, object]]] = {
     "egress_dns": lambda text: {"egress_dns": _resolvers(text)},
     "egress_floor_holes": lambda text: {"egress_floor_holes": _networks(text)},
     "egress_deny": lambda text: {"egress_deny": _deny(text)},
-    "egress_presets": lambda text: {"egress_presets": _file(text)},
+    "egress_presets": lambda text: {"egress_presets": _presets(text)},
     "egress_trust": lambda text: {"egress_trust": _file(text)},
     "max_sandboxes": lambda text: {"max_sandboxes": _positive(text)},
 }

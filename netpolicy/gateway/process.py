@@ -48,7 +48,7 @@ class Gateway:
         self._by_address: dict[IPv4Address, Ward] = {}
         self._by_device: dict[int, Ward] = {}
         self._server: socket.socket | None = None
-        self._connected = asyncio.Event()
+        self._sending = asyncio.Lock()
         self._alone_since = asyncio.get_running_loop().time()
         self.resolver = Resolver(resolvers, self._by_address.get, self._journal, tasks)
         self.proxy = Proxy(self._by_address.get, self._journal, Injector(trust, self._journal), tasks)
@@ -104,7 +104,6 @@ class Gateway:
             server.setblocking(False)
             server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PACKET_MAX)
             self._server = server
-            self._connected.set()
             telling = self._tasks.spawn(self._tell(server), name="records")
             try:
                 await self._heed(server)
@@ -113,7 +112,6 @@ class Gateway:
             finally:
                 telling.cancel()
                 self._server = None
-                self._connected.clear()
                 self._alone_since = loop.time()
                 server.close()
 
@@ -129,7 +127,7 @@ class Gateway:
             except Exception as error:  # whatever it is, the server hears of it, and the next call is served
                 _log.error("call failed", call=message.get("do"), exc_info=error)
                 answer = {"error": f"{message.get('do')}: {error}"}
-            await _send(server, {"answer": message["call"], **answer})
+            await self._send(server, {"answer": message["call"], **answer})
 
     async def _do(self, message: dict[str, Any]) -> dict[str, Any]:
         match message["do"]:
@@ -179,8 +177,12 @@ class Gateway:
         seq = 0
         while True:
             records = await self._journal.after(seq, _BATCH)
-            await _send(server, {"records": [each.document() for each in records]})
+            await self._send(server, {"records": [each.document() for each in records]})
             seq = records[-1].seq
+
+    async def _send(self, server: socket.socket, message: dict[str, Any]) -> None:
+        async with self._sending:  # a loop waits for one sender of a socket only
+            await asyncio.get_running_loop().sock_sendall(server, packet(message))
 
     async def alone(self) -> None:
         """Return once there is neither a server nor a sandbox, for a while."""
@@ -188,10 +190,6 @@ class Gateway:
         # Three things at once, none of them urgent.
         while self._server is not None or self._wards or loop.time() - self._alone_since < _ALONE_S:  # noqa: ASYNC110
             await asyncio.sleep(1.0)
-
-
-async def _send(server: socket.socket, message: dict[str, Any]) -> None:
-    await asyncio.get_running_loop().sock_sendall(server, packet(message))
 
 
 def give_up_rights(uid: int) -> None:

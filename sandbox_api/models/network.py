@@ -3,14 +3,14 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from sandbox_api.models.common import Strict, Text
 
 Port = Annotated[int, Field(ge=1, le=65535)] | Annotated[str, Field(pattern=r"^\d{1,5}-\d{1,5}$")]
 Host = Annotated[Text, Field(max_length=1024)]
 SecretName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-PresetName = Annotated[Text, Field(min_length=1, max_length=64)]
+PresetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Count = Annotated[int, Field(ge=1, le=1 << 50)]
 
 
@@ -61,10 +61,17 @@ class NetworkPolicy(Strict):
         return self.model_dump(exclude_none=True, exclude_defaults=True)
 
 
-AskedPolicy = PresetName | NetworkPolicy
+def _kind(value: object) -> str:
+    return "preset" if isinstance(value, str) else "policy"
 
 
-def asked(policy: AskedPolicy | None) -> dict[str, Any] | str | None:
+# Told apart first, so that an error speaks of what was meant.
+AskedPolicy = Annotated[
+    Annotated[PresetName, Tag("preset")] | Annotated[NetworkPolicy, Tag("policy")], Discriminator(_kind)
+]
+
+
+def asked(policy: NetworkPolicy | str | None) -> dict[str, Any] | str | None:
     """As the policy's parser takes it."""
     return policy.asked() if isinstance(policy, NetworkPolicy) else policy
 
@@ -101,7 +108,7 @@ class AuditPage(BaseModel):
 class PutSecret(Strict):
     """A secret's value; it can be replaced, never read."""
 
-    value: Annotated[Text, Field(min_length=8, max_length=16384, pattern=r"^[\x21-\x7e]+$")]
+    value: Annotated[str, Field(min_length=8, max_length=16384, pattern=r"^[\x21-\x7e]+$")]
 
 
 class Secret(BaseModel):

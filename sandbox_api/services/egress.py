@@ -16,8 +16,9 @@ from netpolicy.gateway.credentials import placeholder
 from netpolicy.match import Rules
 from netpolicy.policy import document, joined, parse
 from sandbox_api.host.interface import CLOSED, Credentials, Egress, Host, Policy
+from sandbox_api.lifecycle import State
 from sandbox_api.metrics import Metrics
-from sandbox_api.problems import Problem, invalid
+from sandbox_api.problems import Problem, invalid, sandbox_ended
 from sandbox_api.services.registry import Live, Registry
 from sandbox_api.services.secrets import SecretService
 from sandbox_api.settings import Settings
@@ -60,7 +61,7 @@ class EgressService:
         self._registry = registry
         self._secrets = secrets
         self._metrics = metrics
-        self._presets: dict[str, Policy] = presets.load(settings.egress_presets)
+        self._presets = dict(settings.egress_presets)
         self._told: dict[str, _Told] = {}
 
     # ---- policies
@@ -128,13 +129,16 @@ class EgressService:
         record = await self._registry.record(tenant, id_)
         live = self._registry.live.get(id_)
         if live is None:
-            raise Problem(409, "sandbox_ended", "the sandbox has ended", hint="create another one")
+            raise _ended(record)
         async with live.moving:  # neither while it is being paused nor while it wakes
+            if record.state not in (State.RUNNING, State.PAUSED):
+                raise _ended(record)
             egress = await self.begin(record, asked)
+            # First: should the next step fail, a later one (a retry, a restart) must not go back to what it was.
+            await self._registry.store.save_sandbox(record)
             if not live.parked:
                 await self._host.networks.apply(id_, egress)
                 await self.trust(record, egress)
-            await self._registry.store.save_sandbox(record)
         live.events.add("network_policy", generation=record.network_generation)
         return record
 
@@ -244,6 +248,10 @@ class EgressService:
     def forget(self, id_: str) -> None:
         """It has ended."""
         self._told.pop(id_, None)
+
+
+def _ended(record: SandboxRecord) -> Problem:
+    return sandbox_ended(record.state, (record.termination or {}).get("reason"))
 
 
 def _shown(event: Event) -> dict[str, Any]:

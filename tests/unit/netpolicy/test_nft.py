@@ -94,4 +94,3 @@ def test_presets_that_cannot_be_read(tmp_path: Path, text: str) -> None:
 def test_presets_of_an_operator(tmp_path: Path) -> None:
     (tmp_path / "presets.json").write_text('{"models": {"allow": [{"host": "api.test"}]}}')
     assert presets.load(tmp_path / "presets.json") == {"models": parse({"allow": [{"host": "api.test"}]})}
-    assert presets.load(None) == {}
