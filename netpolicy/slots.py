@@ -31,6 +31,9 @@ from netpolicy.plan import GATEWAY_MAC, GUEST_MAC, MTU, PEER, Place, shares, tag
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
+_KEPT_MAX: Final = 32
+"""Slots that were given back and wait for another sandbox: made once, not again for each."""
+
 _ETH_P_ALL: Final = 3
 _SOCKET_BUFFER: Final = 4 << 20
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
@@ -161,7 +164,7 @@ class Slots:
         """Give one back whose sandbox has ended and whose rules are closed again; what is doubtful is thrown away."""
         if self._leased.pop(slot.number, None) is None:
             return
-        if len(self._ready) < self._ready_wanted and not doubtful:
+        if len(self._ready) < max(self._ready_wanted, _KEPT_MAX) and not doubtful:
             self._ready.append(slot)
         else:
             await self._here(lambda: self._remove(slot))
