@@ -20,7 +20,10 @@ _GET, _DELETE, _NEW = 0x0101, 0x0102, 0x0100
 _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _ERROR, _DONE = 2, 3
 _NESTED: Final = 0x8000
-_TUPLE_ORIG, _PROTOINFO, _FILTER = 1, 4, 25
+_TUPLE_ORIG, _TUPLE_REPLY, _PROTOINFO, _COUNTERS_ORIG, _COUNTERS_REPLY, _FILTER = 1, 2, 4, 9, 10, 25
+_COUNTER_BYTES: Final = 2
+_DESTROYED: Final = 1 << 2  # NFNLGRP_CONNTRACK_DESTROY, as bind(2) takes groups
+_SO_RCVBUFFORCE: Final = 33
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _IP_SRC, _IP_DST = 1, 2
 _PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 3
@@ -92,6 +95,48 @@ def parse(body: bytes) -> Connection | None:
         int.from_bytes(tcp.get(1, b"")[:1]) in _TCP_LIVES,
         whole,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A connection that the kernel has forgotten; bytes as the network carried them, 0 where it does not count."""
+
+    connection: Connection
+    forwarded: bool
+    """Whether it went where it wanted to go, and not to the gateway."""
+    tx_bytes: int
+    rx_bytes: int
+
+
+def ends(datagram: bytes) -> list[Ended]:
+    """The connections that a datagram to `subscribe`'s socket tells the end of."""
+    found = []
+    for kind, body in messages(datagram):
+        if kind == _DELETE and (each := parse(body)) is not None:
+            attributes = _attributes(body[4:])
+            reply = _attributes(_attributes(attributes.get(_TUPLE_REPLY, b"")).get(_TUPLE_IP, b""))
+            sent, received = (
+                int.from_bytes(_attributes(attributes.get(kind_, b"")).get(_COUNTER_BYTES, b"")[:8])
+                for kind_ in (_COUNTERS_ORIG, _COUNTERS_REPLY)
+            )
+            found.append(Ended(each, reply.get(_IP_SRC) == each.destination.packed, sent, received))
+    return found
+
+
+def subscribe() -> socket.socket:
+    """A socket that hears of ends; needs CAP_NET_ADMIN now, and no more afterwards. NetworkUnavailable."""
+    listener = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+    try:
+        listener.bind((0, _DESTROYED))
+        listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 4 << 20)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise NetworkUnavailable(
+            f"the ends of connections cannot be heard of: {error.strerror}",
+            hint="the kernel needs CONFIG_NF_CONNTRACK_EVENTS (module nf_conntrack_netlink)",
+        ) from error
+    return listener
 
 
 class _Table:

@@ -30,6 +30,7 @@ from netpolicy.supervisor import OnRecords, Supervisor, supervised
 
 _log = structlog.get_logger(__name__)
 _FORWARD: Final = Path("/proc/sys/net/ipv4/ip_forward")
+_COUNTING: Final = Path("/proc/sys/net/netfilter/nf_conntrack_acct")
 _WAS_OFF: Final = Path("/run/isobox-forwarding")
 
 
@@ -180,7 +181,6 @@ class Network:
         if leased is None:
             return
         async with self._turns.pop(sandbox, contextlib.nullcontext()):
-            await self._supervisor.forget(sandbox)
             doubtful = False
             if leased.used:
                 try:
@@ -189,6 +189,7 @@ class Network:
                 except (NetworkUnavailable, OSError) as error:
                     doubtful = True
                     _log.warning("slot thrown away", slot=leased.slot.number, error=str(error))
+            await self._supervisor.forget(sandbox)
             await self._slots.release(leased.slot, doubtful=doubtful)
 
     # ---- looking
@@ -233,6 +234,8 @@ def _forwards(policy: Policy) -> bool:
 
 def _enable_forwarding() -> None:
     """Only once a policy needs it: it concerns the whole machine (docs/policies.md)."""
+    if _COUNTING.exists():  # bytes of connections, for the audit
+        _COUNTING.write_text("1")
     if _FORWARD.read_text().strip() != "1":
         _WAS_OFF.touch()  # first: who finds it knows that it was off
         _FORWARD.write_text("1")

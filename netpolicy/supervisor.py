@@ -19,6 +19,7 @@ from typing import Any, Final
 import structlog
 
 from common.unixsocket import address
+from netpolicy import conntrack
 from netpolicy.errors import GatewayUnavailable
 from netpolicy.gateway import nflog
 from netpolicy.gateway.sources import sources
@@ -229,6 +230,7 @@ class Supervisor:
                 each.listen(_BACKLOG)
                 each.setblocking(False)
             sockets["kernel"] = stack.enter_context(nflog.subscribe(self._place.log_group))
+            sockets["ends"] = stack.enter_context(conntrack.subscribe())
             fds = {name: each.fileno() for name, each in sockets.items()}
             settings = {"sockets": fds, "resolvers": list(self._resolvers), "uid": self._place.gateway_uid}
             settings |= {"trust": str(self._trust)} if self._trust else {}

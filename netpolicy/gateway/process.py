@@ -18,6 +18,7 @@ from typing import Any, Final
 import structlog
 
 from common.tasks import TaskOwner
+from netpolicy import conntrack
 from netpolicy.gateway import nflog
 from netpolicy.gateway.inject import Injector
 from netpolicy.gateway.journal import Journal
@@ -41,7 +42,9 @@ _KINDS: Final = {"icmp", "tcp", "udp"}
 class Gateway:
     """All wards, and what serves them."""
 
-    def __init__(self, tasks: TaskOwner, resolvers: list[tuple[str, int]], trust: ssl.SSLContext) -> None:
+    def __init__(
+        self, tasks: TaskOwner, own: IPv4Address, resolvers: list[tuple[str, int]], trust: ssl.SSLContext
+    ) -> None:
         self._tasks = tasks
         self._journal = Journal()
         self._wards: dict[str, Ward] = {}
@@ -49,6 +52,8 @@ class Gateway:
         self._by_device: dict[int, Ward] = {}
         self._server: socket.socket | None = None
         self._sending = asyncio.Lock()
+        self._ends: socket.socket | None = None
+        self._own = own
         self._alone_since = asyncio.get_running_loop().time()
         self.resolver = Resolver(resolvers, self._by_address.get, self._journal, tasks)
         self.proxy = Proxy(self._by_address.get, self._journal, Injector(trust, self._journal), tasks)
@@ -92,6 +97,36 @@ class Gateway:
                 verdict = Verdict(False, "floor", f"{each.destination} is an address of the machine itself")
         event = "flow" if verdict.allowed else "refused"
         self._journal.add(ward.record(event, verdict, **about))
+
+    def listen_to_ends(self, listener: socket.socket) -> None:
+        """Write down the ends of what the kernel forwards; it forgets a finished connection after up to two minutes."""
+        self._ends = listener
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._hear_ends)
+
+    def _hear_ends(self) -> None:
+        while self._ends is not None:
+            try:
+                datagram = self._ends.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError:  # more came than there was room for
+                self._journal.lost += 1
+                return
+            for each in conntrack.ends(datagram):
+                ward = self._by_address.get(each.connection.source)
+                if ward is not None and each.forwarded:
+                    self._note_end(ward, each)
+
+    def _note_end(self, ward: Ward, ended: conntrack.Ended) -> None:
+        to = ended.connection
+        if to.destination == self._own or to.port == 0:
+            return  # a question to the resolver
+        verdict = ward.rules.address(to.destination, to.proto, to.port)
+        rule = verdict.rule if verdict.allowed else "before"
+        about: dict[str, Any] = {"destination": str(to.destination), "port": to.port, "proto": to.proto}
+        record = ward.record("closed", Verdict(True, rule), **about)
+        record.tx_bytes, record.rx_bytes = ended.tx_bytes, ended.rx_bytes
+        self._journal.add(record)
 
     # ---- what the server says
 
@@ -161,6 +196,7 @@ class Gateway:
         await self._cut(lost)
 
     async def _drop(self, sandbox: str) -> None:
+        self._hear_ends()  # of what the server has just had the kernel forget
         if (ward := self._wards.pop(sandbox, None)) is None:
             return
         self._by_address.pop(ward.address, None)
@@ -207,8 +243,10 @@ async def _serve(settings: dict[str, Any], trust: ssl.SSLContext) -> None:
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     async with TaskOwner() as tasks:
-        gateway = Gateway(tasks, [(host, port) for host, port in settings["resolvers"]], trust)
+        own = IPv4Address(sockets["dns"].getsockname()[0])
+        gateway = Gateway(tasks, own, [(host, port) for host, port in settings["resolvers"]], trust)
         gateway.listen_to_kernel(sockets["kernel"])
+        gateway.listen_to_ends(sockets["ends"])
         gateway.resolver.serve_datagrams(sockets["dns"])
         gateway.proxy.serve(sockets["proxy"])
         tasks.spawn(_streams(sockets["dns_streams"], gateway.resolver, tasks), name="dns streams")

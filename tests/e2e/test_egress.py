@@ -295,6 +295,18 @@ def test_a_cidr_rule_allows_its_address_and_port_alone(box: Sandbox, audit: Any)
     assert flows[0]["rule"].startswith("allow[3] cidr 198.18.77.3/32")
 
 
+def test_the_end_of_a_connection_by_cidr_rule_is_written_down_with_its_bytes(egress: Server) -> None:
+    policy = {"allow": [{"cidr": "198.18.77.3/32", "ports": [8080]}]}
+    with Sandbox.create(url=egress.url, api_key=egress.key, network=policy) as mine:
+        assert mine.exec("curl", "-sS", "-m5", "http://198.18.77.3:8080/").exit_code == 0
+    with egress.client() as http:
+        records = http.get(f"/v1/sandboxes/{mine.id}/network/log").json()["records"]
+    assert [each["event"] for each in records] == ["flow", "closed"]
+    assert records[1]["rule"].startswith("allow[0] cidr")
+    assert records[1]["tx_bytes"] > 100
+    assert records[1]["rx_bytes"] > 100
+
+
 @pytest.mark.parametrize(
     ("address", "port"),
     [
@@ -512,32 +524,37 @@ def test_the_gateway_comes_back_and_nothing_gets_out_meanwhile(egress: Server, b
 # ---- limits
 
 
-def test_a_byte_quota_is_exact(egress: Server, net: Outside) -> None:
-    quota = 8 << 20
+def upload_until_cut(egress: Server, net: Outside, quota: int) -> int:
+    """How many bytes arrive outside of an upload that a quota cuts off."""
     policy = {"allow": [{"cidr": "198.18.77.3/32", "ports": [7001]}], "limits": {"tx_bytes": quota}}
-    with Sandbox.create(url=egress.url, api_key=egress.key, network=policy) as mine, egress.client() as http:
-        script = """
+    script = """
 import socket
 s = socket.create_connection(("198.18.77.3", 7001), 5); n = 0
 try:
     while n < 32 << 20: n += s.send(b"x" * 65536)
 except OSError as e: print(type(e).__name__)
 """
+    before = len([each for each in net.seen() if "sunk" in each])
+    with Sandbox.create(url=egress.url, api_key=egress.key, network=policy) as mine, egress.client() as http:
         done = mine.exec("python3", "-c", script, timeout_s=30)
         assert done.stdout.strip() in ("ConnectionResetError", "BrokenPipeError")
         http.delete(f"/v1/sandboxes/{mine.id}")
         log = http.get(f"/v1/sandboxes/{mine.id}/network/log").json()["records"]
     assert next(each["rule"] for each in log if each["event"] == "refused") == "limit tx_bytes"
-    got = 0
+    until(lambda: len([each for each in net.seen() if "sunk" in each]) >= before + 2)  # told twice: no more comes
+    return int(str([each for each in net.seen() if "sunk" in each][-1]["sunk"]))
 
-    def arrived() -> bool:
-        nonlocal got
-        got = max((int(str(each["sunk"])) for each in net.seen() if "sunk" in each), default=0)
-        return got > 0
 
-    until(arrived)
+def test_a_byte_quota_is_exact(egress: Server, net: Outside) -> None:
+    quota = 8 << 20
     headers = (quota // 32768 + 16) * 52  # what is counted is what the network carries
-    assert quota - (64 << 10) - headers <= got <= quota
+    found = []
+    for _ in range(3):  # what is sent again is carried twice, and that depends on how busy the machine is
+        found.append(upload_until_cut(egress, net, quota))
+        assert found[-1] <= quota
+        if found[-1] >= quota - (64 << 10) - headers:
+            return
+    raise AssertionError(f"less than the quota got through: {found} of {quota}")
 
 
 def test_connections_and_their_rate_are_limited(egress: Server) -> None:

@@ -30,8 +30,22 @@ def test_a_connection_as_the_kernel_tells_it() -> None:
     assert found[2] is None
 
 
+def test_an_end_tells_its_bytes_and_who_answered() -> None:
+    def ended(answerer: bytes) -> bytes:
+        reply = attribute(0x8002, attribute(0x8001, attribute(1, answerer)))
+        counters = attribute(0x8009, attribute(2, (700).to_bytes(8))) + attribute(
+            0x800A, attribute(2, (90).to_bytes(8))
+        )
+        body = message(6, 7)[16:] + reply + counters
+        return struct.pack("=IHHII", 16 + len(body), 0x102, 0, 0, 0) + body
+
+    found = conntrack.ends(ended(bytes((203, 0, 113, 1))) + ended(bytes((198, 19, 0, 1))) + message(6, 3))
+    assert [(each.forwarded, each.tx_bytes, each.rx_bytes) for each in found] == [(True, 700, 90), (False, 700, 90)]
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_read(data: bytes) -> None:
+    conntrack.ends(data)
     for _, body in conntrack.messages(data):
         conntrack.parse(body)
     conntrack.parse(data)
