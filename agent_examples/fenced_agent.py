@@ -1,7 +1,7 @@
 """An agent behind a policy: it installs a package, is refused elsewhere, reads why, and calls an API with a key it never sees.
 
     isobox secret set weather < key.txt
-    python -m agent_examples.fenced_agent --index https://pypi.example/simple --api https://api.example/v1/weather
+    python -m agent_examples.fenced_agent --index https://index.example/simple --api https://api.example/v1/weather
 
 Whatever the model has it do, only the index and the API can be reached, and the key is in no place that it could read: the
 sandbox's API_KEY is a placeholder, and becomes the key on its way to that host alone. `scripted_model.py` can play the model.
