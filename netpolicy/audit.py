@@ -6,11 +6,9 @@ Every decision makes one record: a name that was asked for (`dns`), a connection
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 Event = Literal["dns", "flow", "closed", "refused", "secret"]
-
-MERGED: Final = ("tx_bytes", "rx_bytes", "duration_s")
 
 
 @dataclass(slots=True)

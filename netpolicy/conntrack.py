@@ -1,29 +1,25 @@
 """The kernel's table of connections: which a sandbox has, and the end of those that it must not have any more.
 
 The kernel filters by source, so that a machine with many connections costs no more than one with few. Parsing does no
-I/O. Sources: linux/netfilter/nfnetlink_conntrack.h, netlink(7).
+I/O. Source: linux/netfilter/nfnetlink_conntrack.h.
 """
 
 import errno
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
 
+from netpolicy import netlink
 from netpolicy.errors import NetworkUnavailable
 from netpolicy.policy import Proto
 
-_NETLINK_NETFILTER: Final = 12
 _GET, _DELETE, _NEW = 0x0101, 0x0102, 0x0100
-_REQUEST, _ACK, _DUMP = 1, 4, 0x300
-_ERROR, _DONE = 2, 3
-_NESTED: Final = 0x8000
 _TUPLE_ORIG, _TUPLE_REPLY, _PROTOINFO, _COUNTERS_ORIG, _COUNTERS_REPLY, _FILTER = 1, 2, 4, 9, 10, 25
 _COUNTER_BYTES: Final = 2
 _DESTROYED: Final = 1 << 2  # NFNLGRP_CONNTRACK_DESTROY, as bind(2) takes groups
-_SO_RCVBUFFORCE: Final = 33
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _IP_SRC, _IP_DST = 1, 2
 _PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 3
@@ -49,43 +45,18 @@ class Connection:
     """The kernel's own name for it."""
 
 
-def _attributes(data: bytes) -> dict[int, bytes]:
-    found, offset = {}, 0
-    while offset + 4 <= len(data):
-        size, kind = struct.unpack_from("=HH", data, offset)
-        if size < 4 or offset + size > len(data):
-            break
-        found[kind & 0x3FFF] = data[offset + 4 : offset + size]
-        offset += (size + 3) & ~3
-    return found
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
-
-
-def messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
-    """The kind and body of each message in a datagram of the kernel's."""
-    offset = 0
-    while offset + 16 <= len(datagram):
-        size, kind = struct.unpack_from("=IH", datagram, offset)
-        if size < 16 or offset + size > len(datagram):
-            return
-        yield kind, datagram[offset + 16 : offset + size]
-        offset += (size + 3) & ~3
-
-
 def parse(body: bytes) -> Connection | None:
     """The connection of a message; None for what is neither TCP nor UDP over IPv4."""
-    attributes = _attributes(body[4:])
+    attributes = netlink.attributes(body[4:])
     whole = attributes.get(_TUPLE_ORIG, b"")
-    parts = _attributes(whole)
-    addresses, protocol = _attributes(parts.get(_TUPLE_IP, b"")), _attributes(parts.get(_TUPLE_PROTO, b""))
+    parts = netlink.attributes(whole)
+    addresses = netlink.attributes(parts.get(_TUPLE_IP, b""))
+    protocol = netlink.attributes(parts.get(_TUPLE_PROTO, b""))
     source, destination = addresses.get(_IP_SRC, b""), addresses.get(_IP_DST, b"")
     proto = _PROTOS.get(int.from_bytes(protocol.get(_PROTO_NUM, b"")[:1]))
     if proto is None or len(source) != 4 or len(destination) != 4:
         return None
-    tcp = _attributes(_attributes(attributes.get(_PROTOINFO, b"")).get(1, b""))
+    tcp = netlink.attributes(netlink.attributes(attributes.get(_PROTOINFO, b"")).get(1, b""))
     return Connection(
         proto,
         IPv4Address(source),
@@ -111,12 +82,12 @@ class Ended:
 def ends(datagram: bytes) -> list[Ended]:
     """The connections that a datagram to `subscribe`'s socket tells the end of."""
     found = []
-    for kind, body in messages(datagram):
+    for kind, body in netlink.messages(datagram):
         if kind == _DELETE and (each := parse(body)) is not None:
-            attributes = _attributes(body[4:])
-            reply = _attributes(_attributes(attributes.get(_TUPLE_REPLY, b"")).get(_TUPLE_IP, b""))
+            attributes = netlink.attributes(body[4:])
+            reply = netlink.attributes(netlink.attributes(attributes.get(_TUPLE_REPLY, b"")).get(_TUPLE_IP, b""))
             sent, received = (
-                int.from_bytes(_attributes(attributes.get(kind_, b"")).get(_COUNTER_BYTES, b"")[:8])
+                int.from_bytes(netlink.attributes(attributes.get(kind_, b"")).get(_COUNTER_BYTES, b"")[:8])
                 for kind_ in (_COUNTERS_ORIG, _COUNTERS_REPLY)
             )
             found.append(Ended(each, reply.get(_IP_SRC) == each.destination.packed, sent, received))
@@ -125,10 +96,10 @@ def ends(datagram: bytes) -> list[Ended]:
 
 def subscribe() -> socket.socket:
     """A socket that hears of ends; needs CAP_NET_ADMIN now, and no more afterwards. NetworkUnavailable."""
-    listener = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+    listener = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink.NETFILTER)
     try:
         listener.bind((0, _DESTROYED))
-        listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 4 << 20)
+        listener.setsockopt(socket.SOL_SOCKET, netlink.SO_RCVBUFFORCE, 4 << 20)
         listener.setblocking(False)
     except OSError as error:
         listener.close()
@@ -143,7 +114,7 @@ class _Table:
     """A socket to the kernel's table; calls block for as long as the kernel takes."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink.NETFILTER)
         self._socket.bind((0, 0))
         self._socket.settimeout(_TIMEOUT_S)
 
@@ -154,30 +125,29 @@ class _Table:
         self._socket.close()
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:
-        head = struct.pack("=BBH", socket.AF_INET, 0, 0)
-        self._socket.send(struct.pack("=IHHII", 20 + len(body), kind, flags, 1, 0) + head + body)
+        self._socket.send(netlink.message(kind, flags, struct.pack("=BBH", socket.AF_INET, 0, 0) + body))
 
     def of(self, source: IPv4Address) -> list[Connection]:
         """Those that come from an address."""
-        address = _attribute(_TUPLE_IP | _NESTED, _attribute(_IP_SRC, source.packed))
-        wanted = _attribute(_TUPLE_ORIG | _NESTED, address)
-        flags = _attribute(_FILTER_ORIG, struct.pack("=I", _FILTER_BY_SRC))
-        self._send(_GET, _REQUEST | _DUMP, wanted + _attribute(_FILTER | _NESTED, flags))
+        address = netlink.attribute(_TUPLE_IP | netlink.NESTED, netlink.attribute(_IP_SRC, source.packed))
+        wanted = netlink.attribute(_TUPLE_ORIG | netlink.NESTED, address)
+        flags = netlink.attribute(_FILTER_ORIG, struct.pack("=I", _FILTER_BY_SRC))
+        self._send(_GET, netlink.REQUEST | netlink.DUMP, wanted + netlink.attribute(_FILTER | netlink.NESTED, flags))
         found: list[Connection] = []
         while True:
-            for kind, body in messages(self._socket.recv(1 << 18)):
-                if kind == _DONE:
+            for kind, body in netlink.messages(self._socket.recv(1 << 18)):
+                if kind == netlink.DONE:
                     return found
-                if kind == _ERROR:
+                if kind == netlink.ERROR:
                     raise _refused(body)
                 if kind == _NEW and (each := parse(body)) is not None and each.source == source:
                     found.append(each)
 
     def forget(self, each: Connection) -> bool:
         """Delete one; False if it was gone."""
-        self._send(_DELETE, _REQUEST | _ACK, _attribute(_TUPLE_ORIG | _NESTED, each.tuple_))
-        for kind, body in messages(self._socket.recv(1 << 16)):
-            if kind == _ERROR and (code := -struct.unpack_from("=i", body)[0]) != 0:
+        self._send(_DELETE, netlink.REQUEST | netlink.ACK, netlink.attribute(_TUPLE_ORIG | netlink.NESTED, each.tuple_))
+        for kind, body in netlink.messages(self._socket.recv(1 << 16)):
+            if kind == netlink.ERROR and (code := netlink.refusal(body)):
                 if code == errno.ENOENT:
                     return False
                 raise _refused(body)
@@ -185,7 +155,7 @@ class _Table:
 
 
 def _refused(body: bytes) -> NetworkUnavailable:
-    code = -struct.unpack_from("=i", body)[0]
+    code = netlink.refusal(body)
     return NetworkUnavailable(
         f"the kernel's table of connections cannot be used: {errno.errorcode.get(code, code)}",
         hint="the kernel needs CONFIG_NF_CT_NETLINK (module nf_conntrack_netlink)",

@@ -9,7 +9,7 @@ from typing import Final
 
 from netpolicy.floor import Floor
 from netpolicy.names import matches
-from netpolicy.policy import CidrRule, HostRule, Policy, Proto, in_ports
+from netpolicy.policy import WEB_TLS, CidrRule, HostRule, Policy, Ports, Proto, in_ports, merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,13 @@ class Rules:
         if self.policy.default == "allow":
             return Verdict(True, "default")
         return Verdict(False, "default", reason)
+
+    @property
+    def proxied(self) -> Ports | None:
+        """The TCP ports that the gateway judges, by name; empty: every port, None: none."""
+        if self.policy.default == "allow":
+            return () if self.denies_names else WEB_TLS if self.policy.inject else None
+        return merged(*(each.ports for each in self.policy.allow if isinstance(each, HostRule)))
 
     @property
     def denies_names(self) -> bool:

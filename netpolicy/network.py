@@ -5,7 +5,6 @@ closed       first the kernel's rules, then the gateway's pins and flows, then c
 """
 
 import asyncio
-import contextlib
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,7 +23,7 @@ from netpolicy.gateway.ward import Credentials
 from netpolicy.gateway.wire import Guarded
 from netpolicy.match import Rules
 from netpolicy.nftables import Nftables
-from netpolicy.policy import CLOSED, CidrRule, HostRule, Policy
+from netpolicy.policy import CLOSED, CidrRule, HostRule, Policy, in_ports
 from netpolicy.slots import Slot, Slots, open_slots
 from netpolicy.supervisor import OnRecords, Supervisor, supervised
 
@@ -65,6 +64,8 @@ class _Leased:
     shaped: bool = False
     used: bool = False
     """Whether it was ever open: then it has to be made like new."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One change at a time."""
     before: tuple[int, int] = (0, 0)
     """Bytes that went through the slot before this sandbox had it."""
 
@@ -79,7 +80,6 @@ class Network:
         self._supervisor = supervisor
         self._floor = Floor(settings.holes, settings.block)
         self._leased: dict[str, _Leased] = {}
-        self._turns: dict[str, asyncio.Lock] = {}
 
     def _rules(self, policy: Policy) -> Rules:
         return Rules(policy, self._floor, self._settings.deny)
@@ -131,10 +131,11 @@ class Network:
 
     async def apply(self, sandbox: str, egress: Egress) -> None:
         """These are its rules from now on: when this returns nothing that they refuse gets another byte through."""
-        async with self._turns.setdefault(sandbox, asyncio.Lock()):
-            leased = self._leased.get(sandbox)
-            if leased is None:
-                raise NetworkUnavailable("the sandbox has no network", hint="create another one")
+        if (leased := self._leased.get(sandbox)) is None:
+            raise _without(sandbox)
+        async with leased.turn:
+            if self._leased.get(sandbox) is not leased:
+                raise _without(sandbox)
             before, after = leased.rules, self._rules(egress.policy)
             await self._limit(leased, after)
             leased.rules = after
@@ -171,7 +172,8 @@ class Network:
                 return True  # a question to the resolver
             if leased.rules.address(each.destination, each.proto, each.port).allowed:
                 return True
-            return each.proto == "tcp" and _proxied(leased.rules, each.port)  # the gateway has cut what had to be
+            ports = leased.rules.proxied  # there the gateway has cut what had to be
+            return each.proto == "tcp" and ports is not None and in_ports(ports, each.port)
 
         conntrack.cut(leased.slot.address, allowed)
 
@@ -180,7 +182,7 @@ class Network:
         leased = self._leased.pop(sandbox, None)
         if leased is None:
             return
-        async with self._turns.pop(sandbox, contextlib.nullcontext()):
+        async with leased.turn:
             doubtful = False
             if leased.used:
                 try:
@@ -221,11 +223,8 @@ class Network:
         return self._supervisor.starts
 
 
-def _proxied(rules: Rules, port: int) -> bool:
-    if rules.policy.default == "allow":
-        return rules.denies_names or (port == 443 and bool(rules.policy.inject))
-    ports = nft.merged(*(each.ports for each in rules.policy.allow if isinstance(each, HostRule)))
-    return ports is not None and (not ports or any(low <= port <= high for low, high in ports))
+def _without(sandbox: str) -> NetworkUnavailable:
+    return NetworkUnavailable(f"{sandbox} has no network", hint="create another sandbox")
 
 
 def _forwards(policy: Policy) -> bool:

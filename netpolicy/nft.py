@@ -22,7 +22,7 @@ from netpolicy.plan import (
     PROXY_PORT,
     Place,
 )
-from netpolicy.policy import CidrRule, HostRule, Limits, Ports, Proto
+from netpolicy.policy import CidrRule, Limits, Ports, Proto, merged
 
 OPENED: Final = "isobox open"
 REFUSED: Final = "isobox refused"
@@ -193,13 +193,11 @@ def _decide(place: Place, number: int, rules: Rules) -> list[str]:
     found += [f"{match} {allowed}" for match in _matches(e for e in rules.policy.allow if isinstance(e, CidrRule))]
     if rules.policy.default == "allow":
         found.append(f"meta l4proto {{ tcp, udp }} th dport {_set(str(each) for each in sorted(BYPASSES))} {refuse}")
-        if rules.denies_names:
-            found += [f"meta l4proto tcp {proxied}", f"udp dport {{ 80, 443 }} {refuse}", f"meta l4proto udp {allowed}"]
-        else:
-            found += [f"tcp dport 443 {proxied}"] if rules.policy.inject else []
-            found += [f"meta l4proto {{ tcp, udp }} {allowed}"]
-    elif (ports := merged(*(each.ports for each in rules.policy.allow if isinstance(each, HostRule)))) is not None:
-        found.append(f"tcp {_dport(ports)} {proxied}")
+    if (ports := rules.proxied) is not None:
+        found.append(f"{f'tcp {_dport(ports)}' if ports else 'meta l4proto tcp'} {proxied}")
+    if rules.policy.default == "allow":
+        found += [f"udp dport {{ 80, 443 }} {refuse}"] if rules.denies_names else []  # QUIC hides names
+        found.append(f"meta l4proto {{ tcp, udp }} {allowed}")
     return [*found, refuse]
 
 
@@ -232,24 +230,8 @@ def _matches(rules: Iterable[CidrRule]) -> list[str]:
     ]
 
 
-def merged(*several: Ports) -> Ports | None:
-    """The union of ports, its ranges apart; empty for every port, None where there is nothing to join."""
-    if not several:
-        return None
-    if any(not ports for ports in several):
-        return ()
-    found: list[tuple[int, int]] = []
-    for low, high in sorted(each for ports in several for each in ports):
-        if found and low <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], max(high, found[-1][1]))
-        else:
-            found.append((low, high))
-    return tuple(found)
-
-
 def _dport(ports: Ports) -> str:
-    joined = merged(ports) or ((1, 65535),)
-    return f"dport {_set(str(low) if low == high else f'{low}-{high}' for low, high in joined)}"
+    return f"dport {_set(str(low) if low == high else f'{low}-{high}' for low, high in merged(ports) or ())}"
 
 
 def _elements(networks: Iterable[IPv4Network]) -> str:

@@ -24,6 +24,7 @@ Ports = tuple[tuple[int, int], ...]
 """Ranges, both ends included; empty for every port."""
 
 WEB: Final[Ports] = ((80, 80), (443, 443))
+WEB_TLS: Final[Ports] = ((443, 443),)
 RULES_MAX: Final = 2000
 _INJECTIONS_MAX: Final = 64
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
@@ -114,6 +115,21 @@ CLOSED: Final = Policy()
 def in_ports(ports: Ports, port: int) -> bool:
     """Whether a port is among them; no ranges: every port is."""
     return not ports or any(low <= port <= high for low, high in ports)
+
+
+def merged(*several: Ports) -> Ports | None:
+    """The union of ports, its ranges apart; empty for every port, None where there is nothing to join."""
+    if not several:
+        return None
+    if any(not ports for ports in several):
+        return ()
+    found: list[tuple[int, int]] = []
+    for low, high in sorted(each for ports in several for each in ports):
+        if found and low <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(high, found[-1][1]))
+        else:
+            found.append((low, high))
+    return tuple(found)
 
 
 def _ports_text(ports: Ports) -> str:

@@ -59,6 +59,7 @@ class Supervisor:
         self._up = asyncio.Event()
         self._sending = asyncio.Lock()
         self._heard = 0
+        self._lost = 0
         self._news = asyncio.Event()
         self.starts = 0
         """How often a gateway had to be started."""
@@ -86,10 +87,6 @@ class Supervisor:
             async with asyncio.timeout(_HEARD_WITHIN_S):
                 while self._heard < seq and self._up.is_set():
                     await self._news.wait()
-
-    async def flows(self, sandbox: str) -> int:
-        """Connections that a sandbox has through the gateway now."""
-        return int((await self._call("flows", sandbox=sandbox))["flows"])
 
     async def _call(self, do: str, **arguments: Any) -> dict[str, Any]:
         try:
@@ -190,6 +187,9 @@ class Supervisor:
     async def _hear(self, connection: socket.socket, message: dict[str, Any]) -> None:
         records = message["records"]
         self._on_records(records)
+        if message["lost"] > self._lost:
+            _log.error("audit records found no room", lost=message["lost"])
+        self._lost = message["lost"]
         self._heard = records[-1]["seq"]
         self._news.set()
         self._news = asyncio.Event()

@@ -2,11 +2,10 @@
 
 import os
 import socket
-import sys
 
-import structlog
 import uvicorn
 
+from common import logs
 from common.errors import IsoboxError
 from sandbox_api.app import lock_state, make_app
 from sandbox_api.settings import Settings
@@ -45,15 +44,7 @@ def _listen(settings: Settings) -> socket.socket:
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; what runs goes on for the next server. IsoboxError if it cannot."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    logs.configure()
     if os.geteuid() != 0:
         raise IsoboxError("isobox serve needs root: it makes control groups and mounts", hint="run it with sudo")
     lock = lock_state(settings.state)

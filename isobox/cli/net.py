@@ -17,7 +17,8 @@ net_app = typer.Typer(no_args_is_help=True, help="What may leave a sandbox, and 
 secret_app = typer.Typer(no_args_is_help=True, help="Credentials that policies put into requests.")
 SandboxArgument = Annotated[str, typer.Argument(help="The sandbox's id.")]
 Destinations = Annotated[
-    list[str], typer.Argument(help="HOST, *.HOST, ADDRESS or NETWORK, each with :PORT[,PORT…] if not for 80 and 443.")
+    list[str],
+    typer.Argument(help="HOST or *.HOST (80 and 443), ADDRESS or NETWORK (every port); or each with :PORT[,PORT…]."),
 ]
 _FOLLOW_S = 20.0
 
@@ -107,7 +108,9 @@ def line(record: dict[str, Any]) -> str:
     if address and address != to.partition(":")[0]:
         words.append(f"({address})")
     if record["event"] == "closed":
-        words.append(f"sent {record['tx_bytes']} received {record['rx_bytes']} bytes in {record['duration_s']} s")
+        words.append(f"sent {record.get('tx_bytes', 0)} received {record.get('rx_bytes', 0)} bytes")
+        if "duration_s" in record:  # the kernel does not tell how long what it forwarded was open
+            words.append(f"in {record['duration_s']} s")
     words.append(f"[{record['rule']}]")
     if record.get("reason"):
         words.append(record["reason"])

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import structlog
 
+from common import logs
 from common.tasks import TaskOwner
 from netpolicy import conntrack
 from netpolicy.gateway import nflog
@@ -26,7 +27,7 @@ from netpolicy.gateway.proxy import Proxy
 from netpolicy.gateway.relay import reset
 from netpolicy.gateway.resolver import Resolver
 from netpolicy.gateway.sources import sources
-from netpolicy.gateway.ward import Ward
+from netpolicy.gateway.ward import Flow, Ward
 from netpolicy.gateway.wire import PACKET_MAX, decode_guarded, packet
 from netpolicy.match import Verdict
 from netpolicy.names import pattern
@@ -174,11 +175,8 @@ class Gateway:
             case "keep":
                 for sandbox in set(self._wards) - set(message["sandboxes"]):
                     await self._drop(sandbox)
-            case "flows":
-                ward = self._wards.get(str(message["sandbox"]))
-                return {"flows": 0 if ward is None else len(ward.flows)}
             case "hello":
-                return {"sources": sources(), "boot": self._journal.boot, "lost": self._journal.lost}
+                return {"sources": sources()}
             case "stop":
                 asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
             case other:
@@ -203,7 +201,7 @@ class Gateway:
         self._by_device.pop(ward.device, None)
         await self._cut(list(ward.flows))
 
-    async def _cut(self, flows: list[Any]) -> None:
+    async def _cut(self, flows: list[Flow]) -> None:
         for flow in flows:
             flow.end()
         for flow in flows:  # nothing goes through afterwards
@@ -213,7 +211,7 @@ class Gateway:
         seq = 0
         while True:
             records = await self._journal.after(seq, _BATCH)
-            await self._send(server, {"records": [each.document() for each in records]})
+            await self._send(server, {"records": [each.document() for each in records], "lost": self._journal.lost})
             seq = records[-1].seq
 
     async def _send(self, server: socket.socket, message: dict[str, Any]) -> None:
@@ -277,15 +275,7 @@ def main() -> None:
     if os.fork():  # an orphan from the start: the server is replaced, this goes on, and nobody has to wait for it
         os._exit(0)
     settings = json.loads(sys.argv[1])
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    logs.configure()
     # What is read from files is read now: its own rights may not suffice later.
     sources()
     pattern("*.example.com")

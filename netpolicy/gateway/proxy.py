@@ -8,7 +8,6 @@ dials the address that the sandbox dialled, never another one.
 import asyncio
 import contextlib
 import socket
-import struct
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import structlog
 
 from common.tasks import TaskOwner
 from netpolicy.gateway import http, tls
+from netpolicy.gateway.ends import dial, first_readable, original_destination, say
 from netpolicy.gateway.inject import Injector
 from netpolicy.gateway.journal import Journal
 from netpolicy.gateway.relay import pump, reset, together
@@ -29,9 +29,7 @@ from netpolicy.names import NameInvalid, canonical
 _log = structlog.get_logger(__name__)
 _BEGINNING_S: Final = 5.0
 _WORD_S: Final = 1.0
-_DIAL_S: Final = 10.0
 _FAREWELL_S: Final = 2.0
-_SO_ORIGINAL_DST: Final = 80  # linux/netfilter_ipv4.h
 _REVOKED: Final = "the policy no longer allows it"
 _CONNECTIONS_MAX: Final = 1024
 _UNRECOGNIZED_NAME: Final = bytes((21, 3, 3, 0, 2, 2, 112))
@@ -105,7 +103,7 @@ class Proxy:
         try:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            attempt = _Attempt(ward, client, *_original(client))
+            attempt = _Attempt(ward, client, *original_destination(client))
             await self._pass(attempt)
             attempt.whole = True
         except _Refused as refusal:
@@ -135,7 +133,7 @@ class Proxy:
         if refusal.farewell:
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_FAREWELL_S):
-                    await _say(attempt.client, refusal.farewell)
+                    await say(attempt.client, refusal.farewell)
                     attempt.whole = True
 
     # ---- which host
@@ -256,7 +254,7 @@ class Proxy:
         self._journal.add(ward.record("flow", verdict, **about, sni=sni, host=host, flow=flow.number))
         why = ""
         try:
-            attempt.upstream = await _dial(attempt.destination, attempt.port)
+            attempt.upstream = await dial(attempt.destination, attempt.port)
             await mode(attempt, flow, data)
         except asyncio.CancelledError:
             why = _REVOKED
@@ -295,7 +293,7 @@ class Proxy:
     async def _first_words(self, attempt: _Attempt, flow: Flow, data: bytes) -> None:
         loop, upstream = asyncio.get_running_loop(), attempt.upstream
         assert upstream is not None
-        side = await _first_readable(attempt.client, upstream)
+        side = await first_readable(attempt.client, upstream)
         if side is upstream:
             await self._splice(attempt, flow, data)
             return
@@ -381,45 +379,6 @@ def _cancel(task: "asyncio.Task[Any]") -> None:
     task.cancel()
 
 
-async def _first_readable(*sockets: socket.socket) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    first: asyncio.Future[socket.socket] = loop.create_future()
-
-    def readable(each: socket.socket) -> None:
-        if not first.done():
-            first.set_result(each)
-
-    for each in sockets:
-        loop.add_reader(each.fileno(), readable, each)
-    try:
-        return await first
-    finally:
-        for each in sockets:
-            loop.remove_reader(each.fileno())
-
-
-async def _dial(destination: IPv4Address, port: int) -> socket.socket:
-    upstream = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        upstream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        async with asyncio.timeout(_DIAL_S):
-            await asyncio.get_running_loop().sock_connect(upstream, (str(destination), port))
-    except BaseException:
-        upstream.close()
-        raise
-    return upstream
-
-
-async def _say(client: socket.socket, words: bytes) -> None:
-    """Send last words, and let them arrive: unread input would turn the close into a reset."""
-    loop = asyncio.get_running_loop()
-    await loop.sock_sendall(client, words)
-    client.shutdown(socket.SHUT_WR)
-    while await loop.sock_recv(client, 65536):
-        pass
-
-
 def _sent(flow: Flow) -> Callable[[int], None]:
     def count(size: int) -> None:
         flow.tx_bytes += size
@@ -432,13 +391,6 @@ def _received(flow: Flow) -> Callable[[int], None]:
         flow.rx_bytes += size
 
     return count
-
-
-def _original(client: socket.socket) -> tuple[IPv4Address, int]:
-    """Where a connection wanted to go, before the kernel turned it here."""
-    raw = client.getsockopt(socket.SOL_IP, _SO_ORIGINAL_DST, 16)
-    _, port, address = struct.unpack(">HH4s8x", raw)
-    return IPv4Address(address), port
 
 
 def _not(attempt: _Attempt, reason: str) -> Verdict:

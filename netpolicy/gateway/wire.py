@@ -1,7 +1,7 @@
 """What server and gateway say to each other: one JSON object a packet, over SOCK_SEQPACKET. No I/O.
 
-server ─▶ gateway   {"call": N, "do": "put" | "drop" | "flows" | "stop", …}     {"acknowledged": SEQ}
-gateway ─▶ server   {"answer": N, …}    {"records": […], "boot": …}
+server ─▶ gateway   {"call": N, "do": "hello" | "put" | "drop" | "keep" | "stop", …}     {"acknowledged": SEQ}
+gateway ─▶ server   {"answer": N, …}    {"records": […], "lost": how many found no room}
 """
 
 import json

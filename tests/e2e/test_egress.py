@@ -21,6 +21,7 @@ from server import Server, until
 
 from agent_examples import fenced_agent, scripted_model
 from isobox import Sandbox
+from isobox.cli import net as net_commands
 from netpolicy.floor import BLOCK
 from netpolicy.plan import Place, tag_of
 from netpolicy.presets import from_urls, machine_indexes
@@ -884,6 +885,10 @@ def test_the_command_line(egress: Server) -> None:
         assert isobox(egress, "exec", id_, "--", "curl", "-sS", "-m5", "http://api.test/").returncode == 6
         lines = isobox(egress, "net", "log", id_).stdout.splitlines()
         assert any("flow api.test:80 (198.18.77.2) [allow[0]" in line for line in lines), lines
+        # The kernel does not tell how long what it forwarded was open.
+        ended = {"event": "closed", "at": "2026-01-01T00:00:00.000Z", "verdict": "allow", "rule": "allow[0] cidr"}
+        by_number = net_commands.line({**ended, "destination": "192.0.2.1", "port": 9, "tx_bytes": 5, "rx_bytes": 7})
+        assert by_number == "00:00:00.000 closed 192.0.2.1:9 sent 5 received 7 bytes [allow[0] cidr]"
         assert any("refused api.test" in line and "take deny[0] out" in line for line in lines), lines
         wrong = isobox(egress, "net", "allow", id_, "*.com")
         assert (wrong.returncode, "too wide" in wrong.stderr) == (1, True), wrong.stderr

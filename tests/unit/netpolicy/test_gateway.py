@@ -5,6 +5,7 @@ from ipaddress import IPv4Address, IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netpolicy import netlink
 from netpolicy.audit import Record
 from netpolicy.floor import Floor
 from netpolicy.gateway import nflog
@@ -156,10 +157,12 @@ def test_any_datagram_of_the_kernels_is_read(data: bytes) -> None:
 
 
 def test_a_logged_packet() -> None:
-    def attribute(kind: int, value: bytes) -> bytes:
-        return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
-
     packet = bytes([0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0]) + ONE.packed + TWO.packed + struct.pack(">HH", 1234, 443)
-    body = b"\2\0\0\0" + attribute(4, (9).to_bytes(4)) + attribute(10, b"isobox refused\0") + attribute(9, packet)
+    body = (
+        b"\2\0\0\0"
+        + netlink.attribute(4, (9).to_bytes(4))
+        + netlink.attribute(10, b"isobox refused\0")
+        + netlink.attribute(9, packet)
+    )
     message = struct.pack("=IHHII", 16 + len(body), 0x400, 0, 0, 0) + body
     assert nflog.parse(message * 2) == [nflog.Logged("isobox refused", 9, ONE, TWO, "tcp", 443)] * 2

@@ -11,7 +11,7 @@ from netpolicy.errors import PolicyInvalid
 from netpolicy.match import Rules
 from netpolicy.network import host_resolvers
 from netpolicy.plan import Place, shares, tag_of
-from netpolicy.policy import in_ports, parse
+from netpolicy.policy import in_ports, merged, parse
 
 RANGES = st.lists(
     st.tuples(st.integers(1, 65535), st.integers(1, 65535)).map(sorted).map(tuple), min_size=1, max_size=8
@@ -23,15 +23,15 @@ PLACE = Place("ab12", IPv4Network("198.19.4.0/22"))
 def test_ports_of_several_rules_are_their_union(
     first: list[tuple[int, int]], second: list[tuple[int, int]], port: int
 ) -> None:
-    both = nft.merged(tuple(first), tuple(second))
+    both = merged(tuple(first), tuple(second))
     assert both is not None
     assert in_ports(both, port) == (in_ports(tuple(first), port) or in_ports(tuple(second), port))
     assert all(high + 1 < low for (_, high), (low, _) in pairwise(both)), "apart, so that a set takes them"
 
 
 def test_every_port_is_every_port() -> None:
-    assert nft.merged(((80, 80),), ()) == ()
-    assert nft.merged() is None
+    assert merged(((80, 80),), ()) == ()
+    assert merged() is None
 
 
 def test_names_fit_into_what_the_kernel_allows() -> None:
