@@ -9,6 +9,7 @@ demo: setup
 	@$(BIN)/python -m agent_examples.demo
 
 test: setup
+	@setup/testing.sh
 	@$(BIN)/pytest
 
 serve: setup

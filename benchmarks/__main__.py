@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 from websockets.sync.client import connect
 
-from benchmarks import copies, egress
+from benchmarks import copies, egress, images
 from benchmarks.peers import Peer, Podman, available
 from benchmarks.rows import Row, alone, beside, p99, save, table, timed
 from fs.images import ImageStore
@@ -182,7 +182,7 @@ def main() -> None:
     """Run everything."""
     settings = Settings.from_environment()
     found = asyncio.run(runsc.find(settings.runsc, settings.cache))
-    store = ImageStore(settings.cache / "images", init=lambda: build.binary(settings.cache))
+    store = ImageStore(settings.cache / "images", guest=lambda: build.guest(settings.cache))
     peers, notes = available(found.path, store.path(store.ensure("python")))
     rows: list[Row] = []
     limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
@@ -207,6 +207,8 @@ def main() -> None:
             rows += copies.rows(copies.Api(http), server, podman, max(ROUNDS, 50))
         with serving_outside() as (server, namespace), server.client() as http:
             rows += egress.rows(copies.Api(http), namespace, max(ROUNDS, 50))
+        with serving(ISOBOX_POOL_FLOOR="0", ISOBOX_POOL_CEILING="0") as server, server.client() as http:
+            rows += images.rows(server, http, settings.cache, 5)
     finally:
         for peer in peers:
             peer.close()

@@ -172,7 +172,7 @@ class RawCopies:
 
     async def _begin(self, heap_mb: int) -> None:
         cache = Path(os.environ.get("ISOBOX_CACHE", "/var/cache/isobox"))
-        store = ImageStore(cache / "images", init=lambda: build.binary(cache))
+        store = ImageStore(cache / "images", guest=lambda: build.guest(cache))
         self._image = store.path(store.ensure("python"))
         self._keeper = Keeper(self._folder / "keeper.sock")
         self._keeper.connect()

@@ -135,7 +135,7 @@ class RawLinks:
 async def _raw(work: Callable[[Callable[[list[str]], Any]], Any]) -> None:
     """A sandbox on a raw link: work gets a way to run a program in it."""
     cache = Path(os.environ.get("ISOBOX_CACHE", "/var/cache/isobox"))
-    store = ImageStore(cache / "images", init=lambda: build.binary(cache))
+    store = ImageStore(cache / "images", guest=lambda: build.guest(cache))
     image = store.path(store.ensure("python"))
     with tempfile.TemporaryDirectory() as folder, RawLinks() as links:
         keeper = Keeper(Path(folder) / "keeper.sock")

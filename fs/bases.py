@@ -1,13 +1,14 @@
 """The base images: Debian or Ubuntu, whichever this machine is, from the mirror its own apt sources name."""
 
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from fs.errors import ImageError
-from fs.programs import run
+from fs.oci.layers import Sink, apply
+from fs.programs import output_of
+from fs.tree import Limits, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +62,15 @@ def apt_sources() -> Path:
     )
 
 
-def build(base: Base, root: Path) -> None:
-    """Install a base into the folder root, which is made."""
+def build(base: Base, tree: Tree, sink: Sink) -> None:
+    """Install a base into a tree."""
     release = platform.freedesktop_os_release()
     argv = ["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", f"--include={','.join(base.packages)}"]
     argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in _UNREAD]
-    argv += ['--aptopt=APT::Install-Recommends "false"', release.get("VERSION_CODENAME", "stable"), str(root)]
-    run([*argv, str(apt_sources())], deed="build the base image", package="mmdebstrap")
-    for name in ("var/lib/apt/lists", "var/cache/apt/archives", "var/log"):
-        for path in (root / name).rglob("*"):
-            if path.is_file() and not path.is_symlink():
-                os.unlink(path)
+    argv += ['--aptopt=APT::Install-Recommends "false"', release.get("VERSION_CODENAME", "stable"), "-"]
+    with output_of([*argv, str(apt_sources())], deed="build the base image", package="mmdebstrap") as archive:
+        apply(archive, tree, sink, limits=Limits(), keep_setuid=True, layered=False)
+    for name in (b"var/lib/apt/lists", b"var/cache/apt/archives", b"var/log"):
+        for path, node in list(tree.walk()):
+            if node.kind == "file" and path.startswith(name + b"/"):
+                tree.remove(path)

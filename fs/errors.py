@@ -1,9 +1,14 @@
-"""What can go wrong with an image.
+"""What can go wrong with images and the store.
 
 IsoboxError
 └── ImageError
-    ├── UnknownImage    no image of that name
-    └── ImageInvalid    what was given cannot become an image
+    ├── UnknownImage        no image of that name
+    ├── Interrupted         nobody wants it any more (`fs.progress`)
+    ├── ImageInvalid        what was given cannot become an image
+    └── StoreError
+        ├── StoreFull       the quota or the disk is full
+        ├── StoreCorrupt    what was read is not what was written
+        └── StoreUnreachable    the store does not answer
 """
 
 from common.errors import IsoboxError
@@ -19,3 +24,19 @@ class UnknownImage(ImageError):
 
 class ImageInvalid(ImageError):
     """What was given cannot become an image."""
+
+
+class StoreError(ImageError):
+    """The store of contents failed."""
+
+
+class StoreFull(StoreError):
+    """The quota or the disk is full."""
+
+
+class StoreCorrupt(StoreError):
+    """What was read is not what was written."""
+
+
+class StoreUnreachable(StoreError):
+    """The store does not answer, or not in time."""

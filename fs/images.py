@@ -1,53 +1,86 @@
-"""The machine's images: an EROFS file each, and a manifest that names it.
+"""The machine's images: a name, what it means, and an EROFS file to start from.
 
     images/NAME.json           the manifest
-    images/DIGEST.erofs        a root file system with its PID 1 inside
+    images/DIGEST.erofs        a root file system with its PID 1 inside, written out of the store
     images/DIGEST.names        what it holds, once that was asked for
-    images/building/           what is being made; removed when it is done or found after a crash
+    images/of/TAG/NAME.json    manifests of one server's own; images/of/TAG/state names its state directory
+    images/building/           locks: one builder of a name at a time
+    images/store/              contents and recipes (see `fs.store.store`)
 
-An image records how it was prepared, and with which init. When that is out of date, a new EROFS file is made on first
-use.
+An image records how it was prepared, and with which programs of ours. When that is out of date, it is made anew on
+first use out of what the store holds.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import re
-import tempfile
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from common.ids import new_id
 from fs import bases, erofs, rootfs
-from fs.errors import ImageInvalid, UnknownImage
-from fs.programs import run
+from fs.elsewhere import Elsewhere
+from fs.errors import ImageError, ImageInvalid, UnknownImage
+from fs.image import Image, is_inner
+from fs.lazy.mount import LazyMount
+from fs.oci.archive import saved_image
+from fs.oci.layers import apply
+from fs.oci.reference import parse
+from fs.oci.registry import Access
+from fs.oci.transfer import load, pull, push
+from fs.programs import output_of
+from fs.progress import Progress
+from fs.store.backend import Directory
+from fs.store.recipe import Recipe
+from fs.store.store import Collected, Store, Writer
+from fs.tree import Limits, Node, Tree
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """An image that is ready for use; size in bytes, created_at in seconds since the epoch."""
-
-    id: str
-    name: str
-    digest: str
-    init: str
-    size: int
-    created_at: float
 
 
 class ImageStore:
     """Images below one folder, shared by every server of the machine; all calls block."""
 
-    def __init__(self, folder: Path, *, init: Callable[[], Path]) -> None:
-        """`init` gives the path of PID 1's binary, whose name ends in its digest."""
-        self._folder = folder
-        self._init = init
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        guest: Callable[[], tuple[Path, ...]],
+        limit_bytes: int = 1 << 62,
+        limits: Limits | None = None,
+        owner: Path | None = None,
+        lazy: LazyMount | None = None,
+        stores: tuple[str, ...] = (),
+    ) -> None:
+        """`guest` gives the programs that an image holds, NAME-DIGEST each.
+
+        limit_bytes bounds the store, limits each image. owner is a server's state directory: images that no person
+        named (see `is_inner`) are its own, and go when it is gone. stores are URLs of stores elsewhere, whose images
+        can be used here; lazy serves them.
+        """
+        self._own: Path | None = None
+        if owner is not None:
+            self._own = folder / "of" / hashlib.sha256(os.fsencode(owner)).hexdigest()[:16]
+            self._own.mkdir(parents=True, exist_ok=True)
+            (self._own / "state").write_text(str(owner))
+        self._limits = limits or Limits()
+        self.folder = folder
+        self._guest = guest
+        self.elsewhere = Elsewhere(self)
+        self._lazy = lazy
+        self._stores = stores
+        (folder / "store").mkdir(parents=True, exist_ok=True)
+        self.store = Store(folder / "store", Directory(folder / "store"), limit_bytes=limit_bytes)
+
+    # ---- looking
 
     def path(self, image: Image) -> Path:
         """Its EROFS file."""
@@ -55,125 +88,268 @@ class ImageStore:
 
     def file(self, digest: str) -> Path:
         """Where the EROFS file of that digest lies, if it is still there."""
-        return self._folder / f"{digest.removeprefix('sha256:')}.erofs"
+        path = self._written(digest)
+        return path if self._lazy is None or path.exists() or not self.store.has(digest) else self._lazy.path(digest)
+
+    def _written(self, digest: str) -> Path:
+        return self.folder / f"{digest.removeprefix('sha256:')}.erofs"
 
     def names(self, digest: str) -> tuple[Path, int]:
-        """A file that lists what an image holds (see `erofs.names`), and when the image was made (epoch seconds)."""
-        image = self.file(digest)
-        made = int(image.stat().st_mtime)
-        path = image.with_suffix(".names")
+        """A file that lists what an image holds, and a moment (epoch seconds) that all its files are older than.
+
+        For each folder "./FOLDER/" and then its names, all NUL-terminated.
+        """
+        path = self._written(digest).with_suffix(".names")
         if not path.exists():
+            tree = self.tree(digest)
             partial = path.with_name(f"{new_id('img')}.partial")
-            partial.write_bytes(erofs.names(image))
+            listing = bytearray()
+            newest = tree.root.mtime
+            for name, node in [(b"", tree.root), *tree.walk()]:
+                newest = max(newest, node.mtime)
+                if node.kind == "dir":
+                    listing += b"\0".join([b"./" + name + b"/" if name else b"./", *node.children]) + b"\0"
+            partial.write_bytes(listing)
+            os.utime(partial, (newest + 1, newest + 1))
             os.replace(partial, path)
-        return path, made
+        return path, int(path.stat().st_mtime)
+
+    @property
+    def stamp(self) -> str:
+        """How images are prepared now."""
+        return ".".join([*(path.name for path in self._guest()), str(rootfs.REVISION)])
+
+    def tree(self, digest: str) -> Tree:
+        """All that an image holds."""
+        return erofs.read(self.recipe(digest).layout)
+
+    def recipe(self, digest: str) -> Recipe:
+        """What an image is made of; UnknownImage if the store does not know it."""
+        if (recipe := self.store.recipe(digest)) is None:
+            raise UnknownImage(f"the store has no image {digest[:19]}", hint="build, import or pull it again")
+        return recipe
 
     def all(self) -> list[Image]:
-        """What is there, by name."""
-        return sorted(
-            (image for path in self._folder.glob("*.json") if (image := self._manifest(path.stem))),
-            key=lambda i: i.name,
-        )
+        """The machine's, by name."""
+        return sorted(_manifests(self.folder.glob("*.json")), key=lambda i: i.name)
+
+    def named(self, name: str) -> Image | None:
+        """What that name means, ready or not."""
+        return next(_manifests([self._manifest(name)]), None) if _NAME.fullmatch(name) else None
+
+    def _manifest(self, name: str) -> Path:
+        folder = self._own if self._own is not None and is_inner(name) else self.folder
+        return folder / f"{name}.json"
+
+    def everybodys(self) -> Iterator[Image]:
+        """The machine's and every server's."""
+        return _manifests([*self.folder.glob("*.json"), *self.folder.glob("of/*/*.json")])
 
     def known(self, name: str) -> bool:
         """Whether `ensure` would find or build it."""
-        return name in bases.BASES or (_NAME.fullmatch(name) is not None and self._manifest(name) is not None)
+        return name in bases.BASES or self.named(name) is not None
 
     def ready(self, name: str) -> Image | None:
         """The image of that name if it can be used as it is."""
-        image = self._manifest(name) if _NAME.fullmatch(name) else None
-        return image if image is not None and image.init == _stamp(self._init()) and self.path(image).exists() else None
+        image = self.named(name)
+        return image if image is not None and image.init == self.stamp and self.path(image).exists() else None
+
+    # ---- making
 
     def ensure(self, name: str) -> Image:
         """The image of that name, built or renewed where needed; UnknownImage if there is no such."""
+        if self._lazy is not None and self.named(name) is None and _NAME.fullmatch(name) and not is_inner(name):
+            for url in self._stores:
+                with contextlib.suppress(UnknownImage):
+                    return self.elsewhere.adopt(name, url)
         if not self.known(name):
             there = sorted({*bases.BASES, *(image.name for image in self.all())})
             raise UnknownImage(f"there is no image {name!r}", hint=f"known are: {', '.join(there)}")
         if (image := self.ready(name)) is not None:
             return image
-        init = self._init()
-        with self._building(name) as root:
+        with self.building(name):
             if (image := self.ready(name)) is not None:  # somebody was quicker
                 return image
-            image = self._manifest(name)
-            if image is not None and self.path(image).exists():
-                erofs.copy_out(self.path(image), root)
-            elif name in bases.BASES:
-                bases.build(bases.BASES[name], root)
-            else:
-                raise UnknownImage(f"the file of image {name!r} is missing", hint="import it again")
-            return self._seal(name, root, init, image)
+            image = self.named(name)
+            recipe = self.store.recipe(image.digest) if image is not None else None
+            if image is not None and recipe is not None and image.init == self.stamp:
+                self.write_out(image)
+                return image
+            if image is not None and recipe is not None and image.origin is not None:
+                return self.elsewhere.renew(name, recipe, image)
+            with self.store.writer() as writer:
+                if recipe is not None:
+                    tree = erofs.read(recipe.layout)
+                elif name in bases.BASES:
+                    tree = Tree()
+                    bases.build(bases.BASES[name], tree, writer)
+                else:
+                    raise UnknownImage(f"the contents of image {name!r} are missing", hint="import it again")
+                image = self._seal(name, tree, writer, image.config if image is not None else {})
+            self.write_out(image)
+            return image
 
-    def import_path(self, name: str, source: Path) -> Image:
-        """Make an image of a folder or a tar archive (compressed ones too); ImageInvalid if it can't become one."""
-        if not _NAME.fullmatch(name):
-            raise ImageInvalid(f"{name!r} is no name for an image", hint="use a-z, 0-9, '.', '_' and '-', at most 63")
+    def import_path(self, name: str, source: Path, progress: Progress | None = None) -> Image:
+        """Make an image of a root file system or an image in a file; ImageInvalid if it can't become one.
+
+        A folder or a tar archive, compressed or not; what `docker save` writes; an OCI image layout.
+        """
+        progress = progress or Progress()
         if not source.exists():
             raise ImageInvalid(f"there is no {source}", hint="name a folder or a tar archive with a root file system")
-        with self._building(name) as root:
+
+        def fill(tree: Tree, writer: Writer) -> dict[str, Any]:
+            with saved_image(source) as saved:
+                if saved is not None:
+                    return load(saved, tree, writer, limits=self._limits, progress=progress)
             if source.is_dir():
-                run(["cp", "-a", "--reflink=auto", str(source), str(root)], deed="copy the folder", package="coreutils")
+                argv = ["tar", "--create", "--numeric-owner", "--directory", str(source), "."]
+                with output_of(argv, deed="read the folder", package="tar") as archive:
+                    apply(archive, tree, writer, limits=self._limits, keep_setuid=True, layered=False)
             else:
-                root.mkdir()
-                argv = ["tar", "--extract", "--numeric-owner", "--same-permissions", "--directory", str(root)]
-                run([*argv, "--file", str(source)], deed="unpack the archive", package="tar")
-            if not any((root / name).is_dir() for name in ("bin", "usr", "sbin")) and not any(root.iterdir()):
-                raise ImageInvalid(f"{source} is empty")
-            return self._seal(name, root, self._init(), None)
+                with source.open("rb") as file:
+                    apply(file, tree, writer, limits=self._limits, keep_setuid=True, layered=False)
+            return {}
+
+        image = self.make(name, fill, progress)
+        self.write_out(image)
+        return image
+
+    def pull(self, name: str, reference: str, access: Access, *, credentials: str | None, progress: Progress) -> Image:
+        """Make an image of one in a registry; ImageInvalid, UnknownImage or StoreUnreachable if that can't be."""
+        parsed = parse(reference)
+
+        def fill(tree: Tree, writer: Writer) -> dict[str, Any]:
+            return pull(parsed, access, tree, writer, limits=self._limits, credentials=credentials, progress=progress)
+
+        return self.make(name, fill, progress)
+
+    def push(self, image: Image, reference: str, access: Access, *, credentials: str | None, progress: Progress) -> str:
+        """Send an image to a registry, as one layer: the digest of its manifest there."""
+        parsed = parse(reference)
+
+        def contents(node: Node) -> Iterator[bytes]:
+            return self.store.contents(node.pieces)
+
+        tree = self.tree(image.digest)
+        return push(parsed, access, tree, contents, image.config, credentials=credentials, progress=progress)
+
+    def make(
+        self, name: str, fill: Callable[[Tree, Writer], dict[str, Any]], progress: Progress | None = None
+    ) -> Image:
+        """Make an image of what `fill` puts into a tree; it returns the image's config. `ensure` writes it out."""
+        self.check_name(name)
+        tree = Tree(limits=self._limits)
+        with self.building(name), self.store.writer(progress) as writer:
+            config = fill(tree, writer)
+            if not tree.root.children:
+                raise ImageInvalid(f"image {name!r} would be empty", hint="see what it is made of")
+            return self._seal(name, tree, writer, config)
+
+    def keep(self, name: str, fill: Callable[[Tree, Writer], None]) -> Image:
+        """Keep a tree as it is, that nothing starts from: a volume's version."""
+        tree = Tree(limits=self._limits)
+        with self.building(name), self.store.writer() as writer:
+            fill(tree, writer)
+            recipe = writer.commit(erofs.lay_out(tree))
+            size = sum(placed.piece.size for placed in recipe.layout.placed)
+            image = Image(new_id("img"), name, recipe.digest, "", size, time.time())
+            self.say(image)
+        return image
+
+    def write_out(self, image: Image) -> None:
+        """Have a file to start from: written out, or served part by part."""
+        if image.origin is not None:
+            if self._lazy is None:
+                raise ImageError(f"image {image.name} is served by a server alone", hint="use it in a sandbox")
+            self._lazy.start()
+        elif not self._written(image.digest).exists():
+            self.store.write_out(self.recipe(image.digest), self._written(image.digest))
+
+    @staticmethod
+    def check_name(name: str) -> None:
+        """ImageInvalid if no image can have it."""
+        if not _NAME.fullmatch(name):
+            raise ImageInvalid(f"{name!r} is no name for an image", hint="use a-z, 0-9, '.', '_' and '-', at most 63")
 
     def remove(self, name: str) -> None:
         """Forget an image and delete its file; sandboxes that run from it go on."""
-        image = self._manifest(name) if _NAME.fullmatch(name) else None
+        image = self.named(name)
         if image is None:
             raise UnknownImage(f"there is no image {name!r}")
-        (self._folder / f"{name}.json").unlink()
-        if all(other.digest != image.digest for other in self.all()):
-            self._delete(image)
+        self._manifest(name).unlink()
+        self._release(image.digest)
 
-    def _delete(self, image: Image) -> None:
-        self.path(image).unlink(missing_ok=True)
-        self.path(image).with_suffix(".names").unlink(missing_ok=True)
+    def prune(self) -> Collected:
+        """Delete files and contents that no image has, and images of servers whose state directory is gone."""
 
-    def _manifest(self, name: str) -> Image | None:
-        try:
-            return Image(**json.loads((self._folder / f"{name}.json").read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
+        def needed() -> set[str]:
+            for state in self.folder.glob("of/*/state"):
+                if not Path(state.read_text()).exists():
+                    shutil.rmtree(state.parent)
+            digests = {image.digest for image in self.everybodys()}
+            kept = {self._written(digest).stem for digest in digests}
+            for pattern in ("*.erofs", "*.names", "*.partial"):
+                for path in self.folder.glob(pattern):
+                    if path.stem not in kept:
+                        path.unlink(missing_ok=True)
+            return digests
+
+        return self.store.collect(needed)
+
+    def _release(self, digest: str) -> None:
+        """A name means this image no longer; without any name it goes."""
+        if any(other.digest == digest for other in self.everybodys()):
+            return
+        self._written(digest).unlink(missing_ok=True)
+        self._written(digest).with_suffix(".names").unlink(missing_ok=True)
+        self.store.drop(digest)
 
     @contextmanager
-    def _building(self, name: str) -> Iterator[Path]:
-        """A fresh place for a tree; one builder of a name at a time."""
-        building = self._folder / "building"
+    def building(self, name: str) -> Iterator[None]:
+        """One builder of a name at a time."""
+        building = self.folder / "building"
         building.mkdir(parents=True, exist_ok=True)
         with open(building / f"{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for left in building.glob(f"{name}.*.tree"):
-                rootfs.remove_tree(left)
-            with tempfile.TemporaryDirectory(prefix=f"{name}.", suffix=".tree", dir=building) as folder:
-                yield Path(folder) / "root"
+            yield
 
-    def _seal(self, name: str, root: Path, init: Path, older: Image | None) -> Image:
-        rootfs.prepare(root, init)
-        built = root.with_name("image.erofs")
-        erofs.make(root, built)
-        with built.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    def _seal(self, name: str, tree: Tree, writer: Writer, config: dict[str, Any]) -> Image:
+        older = self.named(name)
+
+        def read(node: Node) -> bytes:
+            writer.flush()
+            return b"".join(writer.fetch(piece) for piece in node.pieces)
+
+        self.prepare(tree, writer, read)
+        recipe = writer.commit(erofs.lay_out(tree))
         image = Image(
             older.id if older else new_id("img"),
             name,
-            f"sha256:{digest}",
-            _stamp(init),
-            built.stat().st_size,
+            recipe.digest,
+            self.stamp,
+            recipe.layout.size,
             time.time(),
+            config,
         )
-        os.replace(built, self.path(image))
-        manifest = root.with_name("manifest.json")
-        manifest.write_text(json.dumps(asdict(image)))
-        os.replace(manifest, self._folder / f"{name}.json")
+        self.say(image)
         if older is not None and older.digest != image.digest:
-            self._delete(older)
+            self._release(older.digest)
         return image
 
+    def prepare(self, tree: Tree, writer: Writer, read: Callable[[Node], bytes]) -> None:
+        """Give a tree what every image has."""
+        programs = {path.name.partition("-")[0]: path.read_bytes() for path in self._guest()}
+        rootfs.prepare(tree, programs, writer, read)
 
-def _stamp(init: Path) -> str:
-    return f"{init.name}.{rootfs.REVISION}"
+    def say(self, image: Image) -> None:
+        """From now on its name means this."""
+        partial = self.folder / "building" / f"{image.name}.json"
+        partial.write_text(json.dumps(asdict(image)))
+        os.replace(partial, self._manifest(image.name))
+
+
+def _manifests(paths: Iterable[Path]) -> Iterator[Image]:
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+            yield Image(**json.loads(path.read_text()))

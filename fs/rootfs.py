@@ -1,57 +1,21 @@
-"""What every root file system gets before it becomes an image: PID 1, the default user, mount points, its resolver.
+"""What every root file system gets before it is an image: PID 1, the default user, mount points, resolver. Pure."""
 
-The tree may come from a stranger. It is entered by descriptors, one folder at a time, never through a link.
-"""
-
-import contextlib
-import os
-import shutil
-import stat
-from pathlib import Path
+import io
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from common import addresses
 from fs.errors import ImageInvalid
+from fs.oci.layers import Sink
+from fs.tree import Node, Tree, folder, show
 
-REVISION: Final = 2
+REVISION: Final = 3
 """Of what is done here: an image of an older one is renewed on first use."""
 
-INIT: Final = ".isobox/init"
 USER: Final = "user"
 UID: Final = 1000
-_MOUNT_POINTS: Final = ("proc", "sys", "dev", "tmp", "etc", "home", ".isobox")
-
-
-def _enter(parent: int, name: str) -> int:
-    """Open a folder, made where missing; ImageInvalid if it is anything else, a link included."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(name, 0o755, dir_fd=parent)
-    try:
-        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    except OSError as error:
-        raise ImageInvalid(f"/{name} of the image is no folder", hint="replace it by a real folder") from error
-
-
-def _replace(parent: int, name: str, content: bytes, mode: int) -> None:
-    temporary = f"{name}.isobox-new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=parent)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content)
-        os.fchmod(file.fileno(), mode)
-    os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
-
-
-def _read(parent: int, name: str) -> str:
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise ImageInvalid(f"/etc/{name} of the image is no regular file") from error
-    with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ImageInvalid(f"/etc/{name} of the image is no regular file")
-        return file.read(1 << 20).decode(errors="surrogateescape")
+_DATABASE_MAX: Final = 1 << 20
+_MOUNT_POINTS: Final = (b"proc", b"sys", b"dev", b"tmp", b"etc", b"home", b".isobox")
 
 
 def with_line(text: str, key: str, line: str) -> str:
@@ -61,36 +25,33 @@ def with_line(text: str, key: str, line: str) -> str:
     return text + ("" if text.endswith("\n") or not text else "\n") + line + "\n"
 
 
-def prepare(root: Path, init: Path) -> None:
-    """Make a tree ready for its sandbox."""
-    top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    folders = {name: _enter(top, name) for name in _MOUNT_POINTS}
-    try:
-        _replace(folders[".isobox"], "init", init.read_bytes(), 0o755)
-        os.chmod("tmp", 0o1777, dir_fd=top)  # noqa: S103 - as /tmp is
-        etc = folders["etc"]
-        shell = (
-            "/bin/bash" if os.path.lexists(root / "bin/bash") or os.path.lexists(root / "usr/bin/bash") else "/bin/sh"
-        )
-        passwd = with_line(
-            _read(etc, "passwd") or "root:x:0:0:root:/root:/bin/sh\n",
-            USER,
-            f"{USER}:x:{UID}:{UID}::/home/{USER}:{shell}",
-        )
-        group = with_line(_read(etc, "group") or "root:x:0:\n", USER, f"{USER}:x:{UID}:")
-        _replace(etc, "passwd", passwd.encode(errors="surrogateescape"), 0o644)
-        _replace(etc, "group", group.encode(errors="surrogateescape"), 0o644)
-        _replace(etc, "hosts", b"127.0.0.1 localhost\n", 0o644)
-        _replace(etc, "resolv.conf", f"nameserver {addresses.GATEWAY}\n".encode(), 0o644)
-        home = _enter(folders["home"], USER)
-        os.fchown(home, UID, UID)
-        os.close(home)
-    finally:
-        for fd in (top, *folders.values()):
-            os.close(fd)
+def prepare(tree: Tree, programs: Mapping[str, bytes], sink: Sink, read: Callable[[Node], bytes]) -> None:
+    """Make a tree ready for its sandbox; programs are ours, PID 1 among them; read gives a file's contents."""
+    for name in _MOUNT_POINTS:
+        if (there := tree.root.children.get(name)) is None:
+            tree.put(name, folder())
+        elif there.kind != "dir":
+            raise ImageInvalid(f"{show(name)} of the image is no folder", hint="replace it by a real folder")
+    tree.root.children[b"tmp"].mode = 0o1777
 
+    def write(path: bytes, contents: bytes, mode: int) -> None:
+        tree.put(path, Node("file", mode, pieces=sink.add(io.BytesIO(contents))))
 
-def remove_tree(root: Path) -> None:
-    """Delete a tree of ours; what is left of a crash included."""
-    if root.exists():
-        shutil.rmtree(root)
+    def database(path: bytes, empty: str, line: str) -> None:
+        node = tree.find(path)
+        if node is not None and (node.kind != "file" or node.size > _DATABASE_MAX):
+            raise ImageInvalid(f"{show(path)} of the image is no regular file")
+        text = read(node).decode(errors="surrogateescape") if node is not None else ""
+        write(path, with_line(text or empty, USER, line).encode(errors="surrogateescape"), 0o644)
+
+    shell = "/bin/bash" if any(tree.find(path) for path in (b"bin/bash", b"usr/bin/bash")) else "/bin/sh"
+    for title, program in programs.items():
+        write(f".isobox/{title}".encode(), program, 0o755)
+    database(b"etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", f"{USER}:x:{UID}:{UID}::/home/{USER}:{shell}")
+    database(b"etc/group", "root:x:0:\n", f"{USER}:x:{UID}:")
+    write(b"etc/hosts", b"127.0.0.1 localhost\n", 0o644)
+    write(b"etc/resolv.conf", f"nameserver {addresses.GATEWAY}\n".encode(), 0o644)
+    home = tree.root.children[b"home"].children.get(USER.encode())
+    if home is not None and home.kind != "dir":
+        raise ImageInvalid(f"/home/{USER} of the image is no folder", hint="replace it by a real folder")
+    tree.put(f"home/{USER}".encode(), folder(home.mode if home else 0o755, UID, UID))

@@ -15,6 +15,7 @@ from isobox.errors import (
     ConnectionFailed,
     ExecFailed,
     ForkIncomplete,
+    ImageFailed,
     InvalidRequest,
     IsoboxError,
     NotAuthenticated,
@@ -24,7 +25,21 @@ from isobox.errors import (
     StreamBroken,
     TooMany,
 )
-from isobox.values import Event, ExecError, ExecResult, FileInfo, Frame, Outcome, SandboxInfo, Snapshot
+from isobox.image import Image
+from isobox.values import (
+    Event,
+    ExecError,
+    ExecResult,
+    FileChange,
+    FileInfo,
+    FilePage,
+    Frame,
+    ImageInfo,
+    Outcome,
+    SandboxInfo,
+    Snapshot,
+)
+from isobox.volume import Volume
 
 __all__ = [
     "ApiError",
@@ -38,9 +53,14 @@ __all__ = [
     "ExecError",
     "ExecFailed",
     "ExecResult",
+    "FileChange",
     "FileInfo",
+    "FilePage",
     "ForkIncomplete",
     "Frame",
+    "Image",
+    "ImageFailed",
+    "ImageInfo",
     "InvalidRequest",
     "IsoboxError",
     "NotAuthenticated",
@@ -55,5 +75,6 @@ __all__ = [
     "Snapshot",
     "StreamBroken",
     "TooMany",
+    "Volume",
 ]
 __version__ = "0.1.0"

@@ -2,19 +2,21 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from websockets.asyncio.client import connect
 
 from isobox import calls
+from isobox.aio_files import AsyncFiles
 from isobox.calls import Policy
 from isobox.config import Config
 from isobox.errors import ForkIncomplete
+from isobox.image import Image, built
 from isobox.streams import BROKEN, SUBPROTOCOL, Position
 from isobox.transport import AsyncTransport
-from isobox.values import Event, ExecResult, FileInfo, SandboxInfo, Snapshot
+from isobox.values import Event, ExecResult, SandboxInfo, Snapshot
+from isobox.volume import Volumes, as_asked
 
 _PIECE = 1 << 20
 
@@ -102,71 +104,6 @@ async def follow(config: Config, path: str, after: int) -> AsyncIterator[Event]:
             await asyncio.sleep(position.broke(error))
 
 
-async def _pieces(path: Path) -> AsyncIterator[bytes]:
-    with open(path, "rb") as file:  # noqa: ASYNC230 - read in pieces, in a thread
-        while piece := await asyncio.to_thread(file.read, _PIECE):
-            yield piece
-
-
-class AsyncFiles:
-    """A sandbox's files, as its user sees them."""
-
-    def __init__(self, transport: AsyncTransport, sandbox_id: str) -> None:
-        self._transport = transport
-        self._id = sandbox_id
-
-    async def _send(self, method: str, suffix: str = "", **parts: Any) -> Any:
-        return await self._transport.send(calls.files(method, self._id, suffix, **parts))
-
-    async def read(self, path: str) -> bytes:
-        """A file's bytes."""
-        found: bytes = await self._send("GET", params={"path": path}, read_timeout_s=None)
-        return found
-
-    async def read_text(self, path: str) -> str:
-        """A file's text."""
-        return (await self.read(path)).decode()
-
-    async def download(self, path: str, target: Path | str) -> None:
-        """Copy a file out of the sandbox."""
-        call = calls.files("GET", self._id, params={"path": path}, read_timeout_s=None)
-        async with self._transport.stream(call) as pieces:
-            with open(target, "wb") as file:  # noqa: ASYNC230 - page cache
-                async for piece in pieces:
-                    file.write(piece)
-
-    async def write(
-        self, path: str, contents: bytes | str | AsyncIterator[bytes], *, mode: int | None = None
-    ) -> FileInfo:
-        """Replace a file, all or nothing; folders above it are made."""
-        body = contents.encode() if isinstance(contents, str) else contents
-        params = calls.without_none({"path": path, "mode": None if mode is None else f"{mode:04o}"})
-        # What is read from a stream can be sent once only.
-        safe = isinstance(body, bytes)
-        return FileInfo.parse(await self._send("PUT", params=params, content=body, safe=safe, read_timeout_s=None))
-
-    async def upload(self, source: Path | str, path: str, *, mode: int | None = None) -> FileInfo:
-        """Copy a file into the sandbox."""
-        return await self.write(path, _pieces(Path(source)), mode=mode)
-
-    async def list(self, path: str, *, depth: int = 1) -> list[FileInfo]:
-        """What a folder holds."""
-        entries = (await self._send("GET", "/list", params={"path": path, "depth": depth}))["entries"]
-        return [FileInfo.parse(entry) for entry in entries]
-
-    async def stat(self, path: str) -> FileInfo:
-        """A file's own data; NotFound if there is none."""
-        return FileInfo.parse(await self._send("GET", "/stat", params={"path": path}))
-
-    async def mkdir(self, path: str, *, parents: bool = True) -> FileInfo:
-        """Make a folder."""
-        return FileInfo.parse(await self._send("POST", "/mkdir", json={"path": path, "parents": parents}))
-
-    async def remove(self, path: str, *, recursive: bool = False) -> None:
-        """Delete a file or folder."""
-        await self._send("DELETE", params={"path": path, "recursive": str(recursive).lower()})
-
-
 class AsyncContext:
     """An interpreter that keeps its state from run to run. As a context manager it is ended at the end."""
 
@@ -212,7 +149,7 @@ class AsyncSandbox:
     @classmethod
     async def create(
         cls,
-        image: str | None = None,
+        image: str | Image | None = None,
         *,
         snapshot: str | None = None,
         command: list[str] | None = None,
@@ -226,6 +163,7 @@ class AsyncSandbox:
         park_after_s: float | None = None,
         resources: Mapping[str, float] | None = None,
         network: Policy | None = None,
+        volumes: Volumes | None = None,
         url: str | None = None,
         api_key: str | None = None,
     ) -> "AsyncSandbox":
@@ -233,6 +171,8 @@ class AsyncSandbox:
 
         network: what may leave it, a preset's name or a policy (docs/policies.md); by default nothing.
         """
+        if isinstance(image, Image):
+            image = await asyncio.to_thread(built, image, url, api_key)
         fields = {
             "image": image,
             "command": command,
@@ -247,6 +187,7 @@ class AsyncSandbox:
             "snapshot": snapshot,
             "resources": resources,
             "network": network,
+            "volumes": as_asked(volumes),
         }
         return await cls._opened(calls.create(fields), url, api_key)
 
@@ -412,6 +353,16 @@ class AsyncSandbox:
     async def _update(self, call: calls.Call) -> SandboxInfo:
         self.info = SandboxInfo.parse(await self._transport.send(call))
         return self.info
+
+    async def commit(self, path: str) -> None:
+        """Let the volume that lies at path have the files that are there now."""
+        call = calls.sandbox("POST", self.id, "/volumes/commit", json={"path": path}, read_timeout_s=None)
+        await self._transport.send(call)
+
+    async def reload(self, path: str) -> None:
+        """Have the volume's files as they were committed last; changes here that were not committed are lost."""
+        call = calls.sandbox("POST", self.id, "/volumes/reload", json={"path": path}, read_timeout_s=None)
+        await self._transport.send(call)
 
     async def refresh(self) -> SandboxInfo:
         """Look again."""

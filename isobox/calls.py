@@ -10,6 +10,7 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from isobox.errors import ServerError, api_error
 
@@ -18,6 +19,9 @@ PATIENCE_S: Final = 30.0
 
 _ALPHABET: Final = string.ascii_lowercase + "234567"
 
+
+Edit = tuple[str, str] | tuple[str, str, int]
+"""Text and what takes its place; it has to stand there exactly once, or as often as is said."""
 
 Policy = str | Mapping[str, Any]
 """What may leave a sandbox: a preset's name, or rules."""
@@ -131,3 +135,29 @@ def files(method: str, id_: str, suffix: str = "", **parts: Any) -> Call:
     if method == "POST":
         parts["headers"] = _once()
     return Call(method, f"/v1/sandboxes/{id_}/files{suffix}", **parts)
+
+
+def edit(path: str, edits: Sequence[Edit]) -> dict[str, Any]:
+    """The body of an edit."""
+    changes = [dict(zip(("old", "new", "count"), each, strict=False)) for each in edits]
+    return {"path": path, "edits": changes}
+
+
+def watch_url(base: str, id_: str, path: str, *, recursive: bool) -> str:
+    """Where to listen for changes."""
+    query = urlencode({"path": path, "recursive": str(recursive).lower()})
+    return f"ws{base.removeprefix('http')}/v1/sandboxes/{id_}/files/watch?{query}"
+
+
+def images(method: str, suffix: str = "", **parts: Any) -> Call:
+    """A call on images."""
+    if method == "POST":
+        parts["headers"] = _once()
+    return Call(method, f"/v1/images{suffix}", **parts)
+
+
+def volumes(method: str, suffix: str = "", **parts: Any) -> Call:
+    """A call on volumes."""
+    if method == "POST":
+        parts["headers"] = _once()
+    return Call(method, f"/v1/volumes{suffix}", **parts)

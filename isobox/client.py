@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, Literal, Self
 
 from websockets.sync.client import connect
 
@@ -12,9 +11,12 @@ from isobox import calls
 from isobox.calls import Policy
 from isobox.config import Config
 from isobox.errors import ForkIncomplete
+from isobox.files import Files
+from isobox.image import Image, built
 from isobox.streams import BROKEN, SUBPROTOCOL, Position
 from isobox.transport import Transport
-from isobox.values import Event, ExecResult, FileInfo, SandboxInfo, Snapshot
+from isobox.values import Event, ExecResult, SandboxInfo, Snapshot
+from isobox.volume import Volumes, as_asked
 
 _PIECE = 1 << 20
 
@@ -100,63 +102,6 @@ def follow(config: Config, path: str, after: int) -> Iterator[Event]:
             time.sleep(position.broke(error))
 
 
-class Files:
-    """A sandbox's files, as its user sees them."""
-
-    def __init__(self, transport: Transport, sandbox_id: str) -> None:
-        self._transport = transport
-        self._id = sandbox_id
-
-    def _send(self, method: str, suffix: str = "", **parts: Any) -> Any:
-        return self._transport.send(calls.files(method, self._id, suffix, **parts))
-
-    def read(self, path: str) -> bytes:
-        """A file's bytes."""
-        found: bytes = self._send("GET", params={"path": path}, read_timeout_s=None)
-        return found
-
-    def read_text(self, path: str) -> str:
-        """A file's text."""
-        return self.read(path).decode()
-
-    def download(self, path: str, target: Path | str) -> None:
-        """Copy a file out of the sandbox."""
-        call = calls.files("GET", self._id, params={"path": path}, read_timeout_s=None)
-        with self._transport.stream(call) as pieces, open(target, "wb") as file:
-            for piece in pieces:
-                file.write(piece)
-
-    def write(self, path: str, contents: bytes | str | BinaryIO, *, mode: int | None = None) -> FileInfo:
-        """Replace a file, all or nothing; folders above it are made."""
-        body = contents.encode() if isinstance(contents, str) else contents
-        params = calls.without_none({"path": path, "mode": None if mode is None else f"{mode:04o}"})
-        # What is read from a stream can be sent once only.
-        safe = isinstance(body, bytes)
-        return FileInfo.parse(self._send("PUT", params=params, content=body, safe=safe, read_timeout_s=None))
-
-    def upload(self, source: Path | str, path: str, *, mode: int | None = None) -> FileInfo:
-        """Copy a file into the sandbox."""
-        with open(source, "rb") as file:
-            return self.write(path, file, mode=mode)
-
-    def list(self, path: str, *, depth: int = 1) -> list[FileInfo]:
-        """What a folder holds."""
-        entries = self._send("GET", "/list", params={"path": path, "depth": depth})["entries"]
-        return [FileInfo.parse(entry) for entry in entries]
-
-    def stat(self, path: str) -> FileInfo:
-        """A file's own data; NotFound if there is none."""
-        return FileInfo.parse(self._send("GET", "/stat", params={"path": path}))
-
-    def mkdir(self, path: str, *, parents: bool = True) -> FileInfo:
-        """Make a folder."""
-        return FileInfo.parse(self._send("POST", "/mkdir", json={"path": path, "parents": parents}))
-
-    def remove(self, path: str, *, recursive: bool = False) -> None:
-        """Delete a file or folder."""
-        self._send("DELETE", params={"path": path, "recursive": str(recursive).lower()})
-
-
 class Context:
     """An interpreter that keeps its state from run to run. As a context manager it is ended at the end."""
 
@@ -202,7 +147,7 @@ class Sandbox:
     @classmethod
     def create(
         cls,
-        image: str | None = None,
+        image: str | Image | None = None,
         *,
         snapshot: str | None = None,
         command: list[str] | None = None,
@@ -216,15 +161,18 @@ class Sandbox:
         park_after_s: float | None = None,
         resources: Mapping[str, float] | None = None,
         network: Policy | None = None,
+        volumes: Volumes | None = None,
         url: str | None = None,
         api_key: str | None = None,
     ) -> "Sandbox":
         """Create a sandbox, of an image ("python") or from a snapshot; it runs when this returns. MiB, seconds.
 
+        An `Image` that is not there yet is made first.
+
         network: what may leave it, a preset's name or a policy (docs/policies.md); by default nothing.
         """
         fields = {
-            "image": image,
+            "image": built(image, url, api_key) if isinstance(image, Image) else image,
             "command": command,
             "name": name,
             "labels": labels,
@@ -237,6 +185,7 @@ class Sandbox:
             "snapshot": snapshot,
             "resources": resources,
             "network": network,
+            "volumes": as_asked(volumes),
         }
         return cls._opened(calls.create(fields), url, api_key)
 
@@ -397,6 +346,18 @@ class Sandbox:
     def _update(self, call: calls.Call) -> SandboxInfo:
         self.info = SandboxInfo.parse(self._transport.send(call))
         return self.info
+
+    def commit(self, path: str) -> None:
+        """Let the volume that lies at path have the files that are there now."""
+        self._transport.send(
+            calls.sandbox("POST", self.id, "/volumes/commit", json={"path": path}, read_timeout_s=None)
+        )
+
+    def reload(self, path: str) -> None:
+        """Have the volume's files as they were committed last; changes here that were not committed are lost."""
+        self._transport.send(
+            calls.sandbox("POST", self.id, "/volumes/reload", json={"path": path}, read_timeout_s=None)
+        )
 
     def refresh(self) -> SandboxInfo:
         """Look again."""

@@ -4,6 +4,7 @@ IsoboxError
 ├── ConnectionFailed       no server there, or it stayed away longer than the client waits
 ├── StreamBroken           a stream ended out of protocol
 ├── ForkIncomplete         some children of a fork could not be made; carries those that were
+├── ImageFailed            an image could not be made; carries it, and why
 ├── ExecFailed             `ExecResult.check()`: the program did not end with 0
 └── ApiError               the server refused; carries its problem document
     ├── NotAuthenticated   401
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from isobox.aio import AsyncSandbox
     from isobox.client import Sandbox
-    from isobox.values import ExecResult
+    from isobox.values import ExecResult, ImageInfo
 
 
 class IsoboxError(Exception):
@@ -49,6 +50,16 @@ class ExecFailed(IsoboxError):
             text += f": {result.error.name}: {result.error.message}"
             text += f" ({result.error.hint})" if result.error.hint else ""
         super().__init__(text)
+
+
+class ImageFailed(IsoboxError):
+    """An image could not be made: `image` as the server knows it, its `failure` with the structured error."""
+
+    def __init__(self, image: "ImageInfo") -> None:
+        self.image = image
+        failure = image.failure or {}
+        self.hint = str(failure.get("hint", ""))
+        super().__init__(f"image {image.name}: {failure.get('detail')}" + (f" ({self.hint})" if self.hint else ""))
 
 
 class ForkIncomplete(IsoboxError):

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from isobox.errors import ExecFailed
+from isobox.errors import ExecFailed, api_error
 
 
-def _time(text: str | None) -> datetime | None:
+def time_of(text: str | None) -> datetime | None:
+    """A moment as the API tells it."""
     return None if text is None else datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
@@ -39,9 +40,9 @@ class SandboxInfo:
             image=raw["image"],
             name=raw["name"],
             labels=raw["labels"],
-            created_at=_time(raw["created_at"]),
-            expires_at=_time(raw["expires_at"]),
-            ended_at=_time(raw["ended_at"]),
+            created_at=time_of(raw["created_at"]),
+            expires_at=time_of(raw["expires_at"]),
+            ended_at=time_of(raw["ended_at"]),
             main=raw["main"],
             parent=raw["parent"],
             termination=raw["termination"],
@@ -194,10 +195,54 @@ class Snapshot:
             raw["kind"],
             raw["sandbox_id"],
             raw["size_bytes"],
-            _time(raw["created_at"]),
-            _time(raw["expires_at"]),
+            time_of(raw["created_at"]),
+            time_of(raw["expires_at"]),
             raw,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """An image; size in bytes. `failure` says why it could not be made."""
+
+    id: str
+    name: str
+    state: str
+    digest: str | None
+    size_bytes: int
+    created_at: datetime | None
+    failure: dict[str, Any] | None
+    raw: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> "ImageInfo":
+        """From the API's answer."""
+        return cls(
+            raw["id"],
+            raw["name"],
+            raw["state"],
+            raw["digest"],
+            raw["size_bytes"],
+            time_of(raw["created_at"]),
+            raw["failure"],
+            raw,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """What happened to a file: ready created modified deleted attributes moved overflow gone; target is a new name."""
+
+    type: str
+    path: str
+    target: str | None
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> "FileChange":
+        """From the stream; ApiError if it says that there is none."""
+        if raw["type"] == "problem":
+            raise api_error(int(raw["data"]["status"]), raw["data"])
+        return cls(raw["type"], raw["path"], raw["target"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +267,20 @@ class FileInfo:
             raw["type"],
             raw["size"],
             raw["mode"],
-            _time(raw["modified_at"]),
+            time_of(raw["modified_at"]),
             raw["target"],
             raw,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class FilePage:
+    """Some of a folder's files, and where the list goes on (None: it does not)."""
+
+    entries: list[FileInfo]
+    cursor: str | None
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> "FilePage":
+        """From the API's answer."""
+        return cls([FileInfo.parse(each) for each in raw["entries"]], raw["next_cursor"])

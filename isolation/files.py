@@ -1,4 +1,4 @@
-"""File operations inside a sandbox, by PID 1's own program, as the sandbox's user and in its view.
+"""File operations inside a sandbox, by a program of ours that PID 1 starts, as the sandbox's user and in its view.
 
 Names are bytes to the guest. On our side they are text with `surrogateescape`, so that any name survives.
 Each operation is one exec without a log; its bytes pass through a bounded queue.
@@ -22,6 +22,8 @@ FileType = Literal["file", "dir", "symlink", "other"]
 _NAMES = {"file", "dir", "symlink", "other"}
 _FIELDS = 8
 _LISTING_MAX = 64 << 20
+_CHANGE_FIELDS = 3
+_NAME_MAX = 1 << 14
 _START_TIMEOUT_S = 10.0
 
 
@@ -44,6 +46,19 @@ class Entry:
     size: int
     mtime_ns: int
     name: str
+    target: str
+
+
+CHANGES = {"ready", "created", "modified", "deleted", "attributes", "moved", "overflow", "gone"}
+"""What `watch` tells of; see guest/watch.c."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something that happened to a file; target is its new name, of what was moved."""
+
+    type: str
+    path: str
     target: str
 
 
@@ -135,14 +150,30 @@ class Operation:
         await self.result()
         return parse_entries(bytes(raw))
 
+    async def changes(self) -> AsyncIterator["Change"]:
+        """All that `watch` tells; FileFailed if the folder cannot be watched."""
+        raw = b""
+        async for piece in self.contents():
+            *fields, raw = (raw + piece).split(b"\0")
+            if len(raw) > _NAME_MAX:
+                raise ChannelViolation("a change that our program does not print")
+            whole = len(fields) // _CHANGE_FIELDS * _CHANGE_FIELDS
+            for i in range(0, whole, _CHANGE_FIELDS):
+                kind, path, target = (os.fsdecode(each) for each in fields[i : i + _CHANGE_FIELDS])
+                if kind not in CHANGES:
+                    raise ChannelViolation("a change that our program does not print")
+                yield Change(kind, path, target)
+            raw = b"".join(each + b"\0" for each in fields[whole:]) + raw
+        await self.result()
+
 
 @asynccontextmanager
 async def operate(
     link: Link, name: str, path: str, argument: str = "", *, user: str, allow_root: bool, stdin: bool = False
 ) -> AsyncIterator[Operation]:
     """Run one operation of guest/files.c; it is ended if the caller leaves before its end."""
-    argv = [b"isobox-files", name.encode(), os.fsencode(path), argument.encode()]
-    flags = StartFlag.SELF | (StartFlag.ROOT_OK if allow_root else StartFlag(0))
+    argv = [b"isobox-files", name.encode(), os.fsencode(path), os.fsencode(argument)]
+    flags = StartFlag.FILES | (StartFlag.ROOT_OK if allow_root else StartFlag(0))
     if not stdin:
         flags |= StartFlag.NO_STDIN
     inbox = Inbox()

@@ -5,6 +5,10 @@ import contextlib
 import os
 import select
 import signal
+from pathlib import Path
+from typing import Final
+
+_GENERATIONS: Final = 8
 
 
 class Process:
@@ -62,3 +66,18 @@ def _start_time(pid: int) -> int | None:
             return int(file.read().rpartition(")")[2].split()[19])
     except (OSError, ValueError):
         return None
+
+
+def ancestors(thread: int) -> set[int]:
+    """The process of a thread and those above it; what has ended meanwhile is left out."""
+    found: set[int] = set()
+    current = thread
+    while current > 1 and len(found) < _GENERATIONS:
+        try:
+            lines = Path(f"/proc/{current}/status").read_text().splitlines()
+        except OSError:
+            break
+        facts = dict(line.split(":\t", 1) for line in lines if line.startswith(("Tgid:", "PPid:")))
+        found.add(int(facts["Tgid"]))
+        current = int(facts["PPid"])
+    return found

@@ -345,10 +345,19 @@ class Sandbox:
     def _link_lost(self, error: Exception) -> None:
         # EOF comes with the sandbox's end and is told by `watch`; anything else ends it here and now.
         if not isinstance(error, SandboxGone):
-            self._violation = f"PID 1 broke the channel's protocol: {error}"
             _log.warning("channel violated", sandbox=self.id, error=str(error))
-            if self._process is not None:
-                self._process.kill()
+            self.give_up(f"PID 1 broke the channel's protocol: {error}")
+
+    @property
+    def pid(self) -> int:
+        """Its sentry's; 0 if it has none."""
+        return self._process.pid if self._process is not None else 0
+
+    def give_up(self, reason: str) -> None:
+        """End it for a reason of the host's: `ended` tells."""
+        self._violation = self._violation or reason
+        if self._process is not None:
+            self._process.kill()
 
     def usage(self) -> Usage:
         """The counters of its control group."""

@@ -18,19 +18,25 @@ from sandbox_api.auth import Keys
 from sandbox_api.gate import Gate
 from sandbox_api.host.local import local_host
 from sandbox_api.metrics import Metrics
+from sandbox_api.models.common import ProblemDocument
 from sandbox_api.problems import Problem, from_error, invalid
 from sandbox_api.routes import contexts as context_routes
-from sandbox_api.routes import execs, files, network, ports, sandboxes, snapshots, streams, system
+from sandbox_api.routes import execs, files, images, network, ports, sandboxes, snapshots, streams, system, volumes
 from sandbox_api.routes.context import Services
+from sandbox_api.services.builder import Builder
+from sandbox_api.services.catalog import Catalog
 from sandbox_api.services.contexts import ContextService
 from sandbox_api.services.copies import CopyService
 from sandbox_api.services.egress import EgressService
 from sandbox_api.services.execs import ExecService
+from sandbox_api.services.images import ImageService
 from sandbox_api.services.life import Life
 from sandbox_api.services.parking import Parking
 from sandbox_api.services.registry import Registry
 from sandbox_api.services.sandboxes import SandboxService
 from sandbox_api.services.secrets import Seal, SecretService
+from sandbox_api.services.uploads import Uploads
+from sandbox_api.services.volumes import VolumeService
 from sandbox_api.settings import Settings, SettingsError
 from sandbox_api.store.store import Store
 
@@ -68,9 +74,17 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
         life = Life(registry, metrics)
         parking = Parking(settings, host, registry, life, exec_service, egress, tasks)
         contexts = ContextService(settings, host, registry, exec_service, tasks)
-        sandbox_service = SandboxService(settings, host, registry, life, exec_service, parking, contexts, egress, tasks)
+        catalog = Catalog(host, store)
+        volume_service = VolumeService(settings, host, registry)
+        sandbox_service = SandboxService(
+            settings, host, registry, catalog, volume_service, life, exec_service, parking, contexts, egress, tasks
+        )
+        uploads = Uploads(settings.state / "uploads")
+        builder = Builder(settings, host, registry, catalog, sandbox_service, exec_service, uploads)
+        image_service = ImageService(host, store, catalog, builder, secrets, uploads, tasks)
         copies = CopyService(settings, host, registry, life, exec_service, contexts, sandbox_service, egress, tasks)
         await sandbox_service.recover()
+        await image_service.recover()
         await host.begin()
         await copies.keep_templates()
         tasks.spawn(sandbox_service.watch_ends(), name="ends")
@@ -78,8 +92,22 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
         tasks.spawn(sandbox_service.watch_clock(), name="clock")
         tasks.spawn(copies.watch_expiry(), name="expiry")
         tasks.spawn(sandbox_service.watch_retention(), name="retention")
+        tasks.spawn(image_service.watch_uploads(), name="uploads")
         yield Services(
-            host, registry, sandbox_service, parking, copies, contexts, exec_service, tasks, metrics, egress, secrets
+            host,
+            registry,
+            sandbox_service,
+            parking,
+            copies,
+            contexts,
+            exec_service,
+            tasks,
+            metrics,
+            egress,
+            secrets,
+            image_service,
+            uploads,
+            volume_service,
         )
 
 
@@ -112,6 +140,10 @@ def make_app(settings: Settings, store: Store) -> FastAPI:
         files.router,
         ports.router,
         network.router,
+        images.router,
+        volumes.router,
+        images.uploads_router,
+        images.store_router,
         system.router,
     ):
         app.include_router(router)
@@ -160,7 +192,8 @@ def _describe(app: FastAPI) -> None:
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = generate()
-            schema.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            schema["components"]["schemas"]["ProblemDocument"] = ProblemDocument.model_json_schema()
+            schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{"key": []}]
             app.openapi_schema = schema
         return app.openapi_schema

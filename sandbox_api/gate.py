@@ -25,8 +25,10 @@ from sandbox_api.store.store import Store
 
 _log = structlog.get_logger(__name__)
 _OPEN: Final = frozenset({"/healthz", "/readyz", "/openapi.json"})
-_RAW: Final = re.compile(r"^/v1/sandboxes/[^/]+/(?:files|execs/[^/]+/stdin|ports/.*)$")
-"""Bodies that are bytes, streamed as they come."""
+_RAW: Final = re.compile(
+    r"^/v1/(?:sandboxes/[^/]+/(?:files|files/archive|execs/[^/]+/stdin|ports/.*)"
+    r"|uploads/[^/]+|volumes/[^/]+/archive)$"
+)
 _KEPT_MAX: Final = 1 << 20
 
 

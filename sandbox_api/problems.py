@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from common.errors import IsoboxError
-from fs.errors import ImageError, ImageInvalid, UnknownImage
+from fs.errors import ImageError, ImageInvalid, StoreFull, StoreUnreachable, UnknownImage
 from isolation.connections import PortClosed
 from isolation.errors import (
     ChannelViolation,
@@ -81,6 +81,9 @@ _FILE_ERRORS: Final = {
     errno.ENAMETOOLONG: (400, "name_too_long", "a name has at most 255 bytes, a path 4095"),
     errno.ELOOP: (409, "too_many_links", "the path goes round in a circle of symbolic links"),
     errno.EINVAL: (409, "not_a_file", "only regular files have contents"),
+    errno.EBADMSG: (400, "archive_invalid", "names in an archive may not lead out of its folder"),
+    errno.EPIPE: (400, "archive_invalid", "it is cut short"),
+    errno.ESTALE: (409, "file_changed", "somebody wrote it meanwhile: read it again, then edit"),
     errno.E2BIG: (413, "listing_too_large", "list with a smaller depth"),
 }
 
@@ -101,6 +104,8 @@ def from_error(error: IsoboxError) -> Problem:
 _ERRORS: Final[Mapping[type[IsoboxError], tuple[int, str, bool]]] = {
     UnknownImage: (404, "image_not_found", False),
     ImageInvalid: (422, "image_invalid", False),
+    StoreFull: (507, "store_full", False),
+    StoreUnreachable: (502, "registry_unreachable", True),
     ImageError: (500, "image_failed", True),
     SandboxGone: (409, "sandbox_ended", False),
     CheckpointRefused: (409, "checkpoint_refused", True),

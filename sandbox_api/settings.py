@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from common.errors import IsoboxError
+from fs.oci.registry import Access
 from netpolicy.errors import PolicyInvalid
 from netpolicy.floor import BLOCK
 from netpolicy.network import NetworkSettings, host_resolvers
@@ -41,6 +42,11 @@ class Settings:
     freeze_after_s: float = 2.0
     park_after_s: float = 600.0
     snapshot_quota_mb: int = 20480
+    store_quota_mb: int = 102400
+    image_limit_mb: int = 32768
+    registries: Access = field(default_factory=Access)
+    stores: tuple[str, ...] = ()
+    lazy_cache_mb: int = 20480
     network: bool = True
     egress_block: IPv4Network = BLOCK
     egress_dns: tuple[tuple[str, int], ...] | None = None
@@ -138,6 +144,17 @@ def _networks(text: str) -> tuple[IPv4Network, ...]:
     return tuple(IPv4Network(each) for each in text.replace(",", " ").split())
 
 
+def _registries(text: str) -> Access:
+    private: set[str] = set()
+    plain: set[str] = set()
+    for each in text.replace(",", " ").split():
+        host = each.removeprefix("http://")
+        if not re.fullmatch(r"[A-Za-z0-9.-]+(:\d{1,5})?|\[[0-9a-f:.]+\](:\d{1,5})?", host):
+            raise ValueError(f"{each}: expected HOST:PORT, or http://HOST:PORT for one without TLS")
+        (private if host == each else plain).add(host)
+    return Access(frozenset(private), frozenset(plain))
+
+
 def _deny(text: str) -> tuple[HostRule | CidrRule, ...]:
     try:
         return parse({"deny": json.loads(text)}).deny
@@ -174,6 +191,11 @@ _PARSERS: dict[str, Callable[[str], dict[str, object]]] = {
     "freeze_after_s": lambda text: {"freeze_after_s": _seconds(text)},
     "park_after_s": lambda text: {"park_after_s": _seconds(text)},
     "snapshot_quota_mb": lambda text: {"snapshot_quota_mb": _positive(text)},
+    "store_quota_mb": lambda text: {"store_quota_mb": _positive(text)},
+    "image_limit_mb": lambda text: {"image_limit_mb": _positive(text)},
+    "stores": lambda text: {"stores": tuple(text.replace(",", " ").split())},
+    "lazy_cache_mb": lambda text: {"lazy_cache_mb": _positive(text)},
+    "registries": lambda text: {"registries": _registries(text)},
     "network": lambda text: {"network": _flag(text)},
     "egress_block": lambda text: {"egress_block": _block(text)},
     "egress_dns": lambda text: {"egress_dns": _resolvers(text)},

@@ -4,10 +4,8 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Iterable
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 try:
     import typer
@@ -17,8 +15,10 @@ except ImportError:  # the client was installed alone
 
 from isobox import Sandbox, calls
 from isobox.cli import forward, stream
+from isobox.cli.images import image_app
 from isobox.cli.net import net_app, secret_app
-from isobox.cli.say import complain, err
+from isobox.cli.say import complain, moment, print_table
+from isobox.cli.volumes import volume_app
 from isobox.config import Config
 from isobox.errors import IsoboxError, NotFound
 from isobox.transport import Transport
@@ -28,7 +28,6 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="gVisor sandboxes for agents.", pretty_exceptions_enable=False
 )
 files_app = typer.Typer(no_args_is_help=True, help="A sandbox's files.")
-image_app = typer.Typer(no_args_is_help=True, help="Images of this machine (as root, where the server runs).")
 app.add_typer(files_app, name="files")
 app.add_typer(image_app, name="image")
 ports_app = typer.Typer(no_args_is_help=True, help="What listens in a sandbox.")
@@ -37,22 +36,11 @@ snapshot_app = typer.Typer(no_args_is_help=True, help="Kept copies of sandboxes.
 app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(net_app, name="net")
 app.add_typer(secret_app, name="secret")
+app.add_typer(volume_app, name="volume")
 out = Console(soft_wrap=True)
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 SandboxArgument = Annotated[str, typer.Argument(help="The sandbox's id.")]
-
-
-def _print_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    """Columns as wide as they need to be: an id that is cut is no id."""
-    lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _moment(moment: datetime | None) -> str:
-    return f"{moment:%Y-%m-%d %H:%M:%S}" if moment else ""
 
 
 @app.command()
@@ -61,14 +49,9 @@ def serve(
     listen: Annotated[str | None, typer.Option(help="HOST:PORT (ISOBOX_LISTEN; 127.0.0.1:8700).")] = None,
 ) -> None:
     """Run the server on this machine, as root."""
-    server = _server_side()
-    server.serve(server.Settings.from_environment(state=state, listen=listen))
-
-
-def _server_side() -> Any:
     from isobox.cli import server
 
-    return server
+    server.serve(server.Settings.from_environment(state=state, listen=listen))
 
 
 @app.command(context_settings=PASS_ON)
@@ -137,9 +120,9 @@ def ps(all_: Annotated[bool, typer.Option("--all", "-a", help="Those that have e
         info = sandbox.info
         if all_ or info.state not in ("terminated", "failed"):
             state = info.state + (f" ({info.termination['reason']})" if info.termination else "")
-            moments = _moment(info.created_at), _moment(info.expires_at)
+            moments = moment(info.created_at), moment(info.expires_at)
             rows.append((info.id, state, info.image, info.name or "", *moments))
-    _print_table(("ID", "STATE", "IMAGE", "NAME", "CREATED", "EXPIRES"), rows)
+    print_table(("ID", "STATE", "IMAGE", "NAME", "CREATED", "EXPIRES"), rows)
 
 
 @app.command()
@@ -174,8 +157,8 @@ def files_ls(
     rows = []
     for info in Sandbox.connect(sandbox).files.list(path):
         name = info.name + ("/" if info.type == "dir" else f" -> {info.target}" if info.target else "")
-        rows.append((info.mode, str(info.size), _moment(info.modified_at), name))
-    _print_table(("MODE", "SIZE", "MODIFIED", "NAME"), rows)
+        rows.append((info.mode, str(info.size), moment(info.modified_at), name))
+    print_table(("MODE", "SIZE", "MODIFIED", "NAME"), rows)
 
 
 @files_app.command("get")
@@ -245,10 +228,10 @@ def snapshot_ls() -> None:
     page = Transport(Config.find(None, None)).send(calls.snapshots("GET"))
     found = [Snapshot.parse(raw) for raw in page["snapshots"]]
     rows = [
-        (s.id, s.name or "", s.kind, f"{s.size_bytes / (1 << 20):.1f} MiB", _moment(s.created_at), s.sandbox_id)
+        (s.id, s.name or "", s.kind, f"{s.size_bytes / (1 << 20):.1f} MiB", moment(s.created_at), s.sandbox_id)
         for s in found
     ]
-    _print_table(("ID", "NAME", "KIND", "SIZE", "CREATED", "SANDBOX"), rows)
+    print_table(("ID", "NAME", "KIND", "SIZE", "CREATED", "SANDBOX"), rows)
 
 
 @snapshot_app.command("rm")
@@ -292,45 +275,11 @@ def files_rm(
     Sandbox.connect(sandbox).files.remove(path, recursive=recursive)
 
 
-@image_app.command("ls")
-def image_ls() -> None:
-    """List images."""
-    _print_table(("NAME", "SIZE", "DIGEST", "ABOUT"), _server_side().image_rows())
-
-
-@image_app.command("build")
-def image_build(
-    names: Annotated[list[str], typer.Argument(help="Base images: python, data, node, base.")],
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing about images that are ready.")] = False,
-) -> None:
-    """Build base images now rather than on first use."""
-    store = _server_side().image_store()
-    for name in names:
-        if (image := store.ready(name)) is None:
-            err.print(f"building image {name} (once, a minute or so)")
-            image = store.ensure(name)
-        elif quiet:
-            continue
-        err.print(f"{image.name}  {image.size >> 20} MiB  {image.digest[:19]}")
-
-
-@image_app.command("import")
-def image_import(name: str, path: Path) -> None:
-    """Make an image of a root file system: a folder or a tar archive."""
-    image = _server_side().image_store().import_path(name, path)
-    err.print(f"{image.name}  {image.size >> 20} MiB  {image.digest[:19]}")
-
-
-@image_app.command("rm")
-def image_rm(name: str) -> None:
-    """Forget an image."""
-    _server_side().image_store().remove(name)
-
-
 @app.command()
 def doctor() -> None:
     """Check everything that a server on this machine needs, and say how to mend what is amiss."""
-    server = _server_side()
+    from isobox.cli import server
+
     good = True
     for check in server.checks():
         good = good and check.problem is None

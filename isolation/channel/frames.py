@@ -61,7 +61,7 @@ class StartFlag(IntFlag):
     """How an exec is started."""
 
     PTY = 1
-    SELF = 2
+    FILES = 2
     ROOT_OK = 4
     NO_STDIN = 8
     DIAL = 16

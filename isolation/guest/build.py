@@ -42,11 +42,19 @@ class Program:
             )
 
 
-INIT: Final = Program("init", ("init.c", "spawn.c", "users.c", "files.c"), ("wire.h", "init.h"))
+INIT: Final = Program("init", ("init.c", "spawn.c", "users.c"), ("wire.h", "init.h"))
 """PID 1, which every image holds."""
 
-LAYER: Final = Program("layer", ("layer.c",))
+FILES: Final = Program("files", ("files.c", "tar.c", "watch.c"), ("tar.h",))
+"""File operations, which PID 1 starts for the host; every image holds it too."""
+
+LAYER: Final = Program("layer", ("layer.c", "tar.c"), ("tar.h",))
 """Saves and applies image layers; the host brings it along."""
+
+
+def guest(cache: Path) -> tuple[Path, ...]:
+    """The programs that an image holds, as `binary` gives them: NAME-DIGEST each, for /.isobox/NAME."""
+    return binary(cache), binary(cache, FILES)
 
 
 def binary(cache: Path, program: Program = INIT) -> Path:

@@ -4,10 +4,11 @@
  *
  * argv: isobox-files OPERATION PATH [ARGUMENT].  Contents travel over stdin and
  * stdout; entries and errors are NUL-terminated fields (names are any bytes),
- * entries of `list` on stdout, of all others on stderr:
+ * entries of `list` and `page` on stdout, of all others on stderr:
  *   type mode uid gid size mtime_ns name target      |      error errno detail
  */
-#include "init.h"
+#include "tar.h"
+#include <signal.h>
 
 static char buffer[1 << 18];
 
@@ -15,6 +16,11 @@ static int failed(int error, const char *detail)
 {
 	fprintf(stderr, "error%c%d%c%s%c", 0, error, 0, detail, 0);
 	return 1;
+}
+
+void die(const char *what)
+{
+	exit(failed(errno, what));
 }
 
 static void entry(FILE *to, const char *path, const char *name, const struct stat *st)
@@ -62,6 +68,38 @@ static int list(const char *root, const char *below, int depth)
 }
 
 static int list_files(char *path, const char *depth) { return list(path, "", atoi(depth)); }
+
+static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+
+/* argument: LIMIT:AFTER.  The names of one folder in byte order, those behind AFTER, at most LIMIT of them. */
+static int page(char *root, const char *argument)
+{
+	char path[PATH_MAX], **names = NULL, *after = strchr(argument, ':');
+	size_t count = 0, room = 0;
+	struct stat st;
+	struct dirent *d;
+	long limit = atol(argument);
+	DIR *dir = opendir(root);
+	if (!dir)
+		return failed(errno, root);
+	while ((d = readdir(dir))) {
+		if (strcmp(d->d_name, ".") == 0 || strcmp(d->d_name, "..") == 0 || (after && strcmp(d->d_name, after + 1) <= 0))
+			continue;
+		if (count == room)
+			names = must(realloc(names, (room = room ? room * 2 : 1024) * sizeof *names));
+		names[count++] = must(strdup(d->d_name));
+	}
+	closedir(dir);
+	if (count)
+		qsort(names, count, sizeof *names, by_name);
+	for (size_t i = 0; i < count && limit > 0; i++) {
+		if (snprintf(path, sizeof path, "%s/%s", root, names[i]) >= (int)sizeof path || lstat(path, &st) < 0)
+			continue;
+		entry(stdout, path, names[i], &st);
+		limit--;
+	}
+	return 0;
+}
 
 static int copy(int from, int to, long long limit)
 {
@@ -118,15 +156,20 @@ static void give_up(int number)
 	_exit(128 + number);
 }
 
-/* All or nothing: a neighbour is written and takes the name at the end.  An upload that broke
+static long long changed_at(const struct stat *st) { return st->st_mtim.tv_sec * 1000000000LL + st->st_mtim.tv_nsec; }
+
+/* argument: SIZE[:MODE[:CHANGED]].  With CHANGED (ns since the epoch), only what was last changed then is replaced.
+ * All or nothing: a neighbour is written and takes the name at the end.  An upload that broke
  * off (SIGTERM, or another size than was told beforehand) replaces nothing. */
 static int write_file(char *path, const char *argument)
 {
 	char real[PATH_MAX];
 	struct stat st = {.st_mode = 0644}, got;
 	int mode = -1;
-	long long size = -1;
-	sscanf(argument, "%lld:%o", &size, (unsigned *)&mode);
+	long long size = -1, changed = -1;
+	sscanf(argument, "%lld:%o:%lld", &size, (unsigned *)&mode, &changed);
+	if (mode > 07777)
+		mode = -1;
 	if (make_parents(path) < 0)
 		return failed(errno, path);
 	/* Through a link, what it points to is written, as by any editor. */
@@ -140,7 +183,8 @@ static int write_file(char *path, const char *argument)
 	if (fd < 0)
 		return failed(errno, path);
 	if (copy(0, fd, -1) < 0 || fchmod(fd, mode >= 0 ? (mode_t)mode : st.st_mode & 07777) < 0 || fstat(fd, &got) < 0 ||
-	    (errno = EPIPE, size >= 0 && got.st_size != size) || rename(temporary, real) < 0) {
+	    (errno = EPIPE, size >= 0 && got.st_size != size) ||
+	    (errno = ESTALE, changed >= 0 && (stat(real, &st) < 0 || changed_at(&st) != changed)) || rename(temporary, real) < 0) {
 		int error = errno;
 		unlink(temporary);
 		return failed(error, path);
@@ -170,13 +214,226 @@ static int make_directory(char *path, const char *parents)
 	return stat_file(path, "");
 }
 
-int files_main(int argc, char **argv)
+/* ---- whole trees */
+
+static int is_below(const char *path, const char *above)
+{
+	size_t n = strlen(above);
+	return strncmp(path, above, n) == 0 && (path[n] == '/' || !path[n] || strcmp(above, "/") == 0);
+}
+
+static int copy_tree(const char *from, const char *to)
+{
+	char below[PATH_MAX], target[PATH_MAX];
+	struct stat st;
+	struct dirent *d;
+	int in, out, bad;
+	if (lstat(from, &st) < 0)
+		return -1;
+	if (S_ISLNK(st.st_mode)) {
+		ssize_t n = readlink(from, target, sizeof target - 1);
+		if (n < 0)
+			return -1;
+		target[n] = 0;
+		return symlink(target, to);
+	}
+	if (S_ISREG(st.st_mode)) {
+		if ((in = open(from, O_RDONLY | O_NOFOLLOW | O_CLOEXEC)) < 0)
+			return -1;
+		if ((out = open(to, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)) < 0)
+			return close(in), -1;
+		bad = copy(in, out, -1) < 0 || fchmod(out, st.st_mode & 07777) < 0;
+		close(in), close(out);
+	} else if (S_ISDIR(st.st_mode)) {
+		DIR *dir = opendir(from);
+		if (!dir || mkdir(to, 0700) < 0)
+			return dir ? closedir(dir) : 0, -1;
+		for (bad = 0; !bad && (d = readdir(dir));) {
+			if (strcmp(d->d_name, ".") == 0 || strcmp(d->d_name, "..") == 0)
+				continue;
+			if (snprintf(below, sizeof below, "%s/%s", from, d->d_name) >= (int)sizeof below ||
+			    snprintf(target, sizeof target, "%s/%s", to, d->d_name) >= (int)sizeof target)
+				errno = ENAMETOOLONG, bad = 1;
+			else
+				bad = copy_tree(below, target) < 0;
+		}
+		closedir(dir);
+		bad = bad || chmod(to, st.st_mode & 07777) < 0;
+	} else if (S_ISFIFO(st.st_mode)) {
+		bad = mkfifo(to, st.st_mode & 07777) < 0;
+	} else {
+		return 0; /* a socket is nothing without its program */
+	}
+	struct timespec times[2] = {st.st_mtim, st.st_mtim};
+	return bad || utimensat(AT_FDCWD, to, times, AT_SYMLINK_NOFOLLOW) < 0 ? -1 : 0;
+}
+
+/* What is to take a name: 1 if it may, after what had it is gone. */
+static int make_way(char *to, int overwrite)
+{
+	struct stat st;
+	if (make_parents(to) < 0)
+		return 0;
+	if (lstat(to, &st) < 0)
+		return errno == ENOENT;
+	errno = EEXIST;
+	return overwrite;
+}
+
+/* argument: 0 or 1 (overwrite), then the new name.  The copy stands beside its place until it is whole. */
+static int copy_path(char *path, const char *argument)
+{
+	char to[PATH_MAX], aside[PATH_MAX + 16];
+	snprintf(to, sizeof to, "%s", argument + 1);
+	snprintf(aside, sizeof aside, "%s.isobox-%d", to, (int)getpid());
+	if (is_below(to, path))
+		return failed(EINVAL, to);
+	if (!make_way(to, *argument == '1'))
+		return failed(errno, to);
+	if (copy_tree(path, aside) < 0 || (clear(to), rename(aside, to)) < 0) {
+		int error = errno;
+		nftw(aside, remove_one, 64, FTW_DEPTH | FTW_PHYS);
+		return failed(error, path);
+	}
+	return stat_file(to, "");
+}
+
+static int move_path(char *path, const char *argument)
+{
+	char to[PATH_MAX];
+	struct stat st, there;
+	snprintf(to, sizeof to, "%s", argument + 1);
+	if (lstat(path, &st) < 0)
+		return failed(errno, path);
+	if (is_below(to, path) && strcmp(to, path) != 0)
+		return failed(EINVAL, to);
+	if (!make_way(to, *argument == '1'))
+		return failed(errno, to);
+	if (lstat(to, &there) == 0 && (S_ISDIR(there.st_mode) || S_ISDIR(st.st_mode)) && strcmp(to, path) != 0)
+		clear(to);
+	if (rename(path, to) == 0)
+		return stat_file(to, "");
+	if (errno != EXDEV)
+		return failed(errno, path);
+	int bad = copy_path(path, argument);
+	if (!bad && nftw(path, remove_one, 64, FTW_DEPTH | FTW_PHYS) < 0)
+		return failed(errno, path);
+	return bad;
+}
+
+static mode_t wanted;
+
+static int chmod_one(const char *path, const struct stat *st, int kind, struct FTW *at)
+{
+	(void)kind, (void)at;
+	return S_ISLNK(st->st_mode) ? 0 : chmod(path, wanted);
+}
+
+/* argument: 0 or 1 (recursive), then the mode in octal. */
+static int chmod_path(char *path, const char *argument)
+{
+	wanted = (mode_t)strtoul(argument + 1, NULL, 8) & 07777;
+	if (*argument == '1' ? nftw(path, chmod_one, 64, FTW_PHYS) : chmod(path, wanted))
+		return failed(errno, path);
+	return stat_file(path, "");
+}
+
+static void pack_tree(const char *path, const char *name)
+{
+	char below[PATH_MAX], target[PATH_MAX];
+	struct stat st;
+	struct dirent *d;
+	ssize_t n;
+	if (lstat(path, &st) < 0)
+		die(path);
+	if (S_ISREG(st.st_mode)) {
+		int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+		if (fd < 0 || fstat(fd, &st) < 0)
+			die(path);
+		put_file(fd, name, &st);
+		close(fd);
+	} else if (S_ISLNK(st.st_mode)) {
+		if ((n = readlink(path, target, sizeof target - 1)) < 0)
+			die(path);
+		target[n] = 0;
+		put_entry(name, target, '2', 0, &st);
+	} else if (S_ISFIFO(st.st_mode)) {
+		put_entry(name, "", '6', 0, &st);
+	} else if (S_ISDIR(st.st_mode)) {
+		DIR *dir = opendir(path);
+		if (!dir)
+			die(path);
+		if (*name) {
+			snprintf(target, sizeof target, "%s/", name);
+			put_entry(target, "", '5', 0, &st);
+		}
+		while ((d = readdir(dir))) {
+			if (strcmp(d->d_name, ".") == 0 || strcmp(d->d_name, "..") == 0)
+				continue;
+			if (snprintf(below, sizeof below, "%s/%s", strcmp(path, "/") ? path : "", d->d_name) >= (int)sizeof below ||
+			    snprintf(target, sizeof target, "%s%s%s", name, *name ? "/" : "", d->d_name) >= (int)sizeof target)
+				errno = ENAMETOOLONG, die(path);
+			if (lstat(below, &st) == 0 && S_ISDIR(st.st_mode) && (strcmp(below, "/proc") == 0 || strcmp(below, "/sys") == 0 || strcmp(below, "/dev") == 0))
+				continue;
+			pack_tree(below, target);
+		}
+		closedir(dir);
+	}
+}
+
+/* A folder's contents, or one file, as a tar archive on stdout. */
+static int pack(char *path, const char *argument)
+{
+	struct stat st;
+	(void)argument;
+	if (lstat(path, &st) < 0)
+		return failed(errno, path);
+	entry(stderr, path, path, &st);
+	fflush(stderr);
+	pack_tree(path, S_ISDIR(st.st_mode) ? "" : strrchr(path, '/') + 1);
+	put_end();
+	return 0;
+}
+
+/* A tar archive from stdin into a folder, which is made.  Its own names lead nowhere else. */
+static int unpack(char *path, const char *argument)
+{
+	static struct entry e;
+	int owners = *argument == '1';
+	struct stat st;
+	if (make_parents(path) < 0 || (mkdir(path, 0755) < 0 && errno != EEXIST) || chdir(path) < 0)
+		return failed(errno, path);
+	umask(0);
+	while (next_entry(&e)) {
+		char *name = e.path;
+		while (*name == '/' || (*name == '.' && name[1] == '/'))
+			name++;
+		if (strcmp(name, ".") == 0 || !*name) { /* the folder itself */
+			if (owners && (chown(".", (uid_t)e.uid, (gid_t)e.gid) < 0 || chmod(".", (mode_t)e.mode & 0777) < 0))
+				return failed(errno, path);
+			continue;
+		}
+		memmove(e.path, name, strlen(name) + 1);
+		if (is_strange(e.path))
+			return failed(EBADMSG, e.path);
+		if (e.type == '1' && (is_strange(e.link) || strcmp(e.link, e.path) == 0))
+			return failed(EBADMSG, e.link);
+		apply_entry(&e, owners);
+	}
+	return stat(path, &st) < 0 ? failed(errno, path) : stat_file(path, "");
+}
+
+int watch_path(char *path, const char *argument);
+
+int main(int argc, char **argv)
 {
 	static const struct {
 		const char *name;
 		int (*work)(char *path, const char *argument);
 	} operations[] = {{"stat", stat_file}, {"list", list_files}, {"read", read_file},
-			  {"write", write_file}, {"remove", remove_file}, {"mkdir", make_directory}};
+			  {"write", write_file}, {"remove", remove_file}, {"mkdir", make_directory}, {"page", page},
+			  {"copy", copy_path}, {"move", move_path}, {"chmod", chmod_path}, {"pack", pack},
+			  {"unpack", unpack}, {"watch", watch_path}};
 	for (size_t i = 0; argc == 4 && i < sizeof operations / sizeof *operations; i++)
 		if (strcmp(argv[1], operations[i].name) == 0)
 			return operations[i].work(argv[2], argv[3]);

@@ -760,8 +760,6 @@ int main(int argc, char **argv)
 {
 	struct epoll_event events[64];
 	sigset_t chld;
-	if (argc > 1 && strcmp(argv[0], "isobox-files") == 0)
-		return files_main(argc, argv);
 	if (argc > 1 && strcmp(argv[0], "isobox-hostname") == 0)
 		return sethostname(argv[1], strlen(argv[1])) != 0;
 	signal(SIGPIPE, on_sigpipe);

@@ -57,6 +57,5 @@ struct spawned {
 
 int identify(struct identity *who, const char *user);
 void spawn(const struct request *req, struct spawned *got);
-int files_main(int argc, char **argv);
 
 #endif

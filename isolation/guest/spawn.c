@@ -115,7 +115,7 @@ static char **environment(const struct request *req, const struct identity *who)
 /* Where execvp would look. */
 static char **candidates(const struct request *req, char **env)
 {
-	const char *name = req->flags & START_SELF ? "/proc/self/exe" : req->argv[0];
+	const char *name = req->flags & START_FILES ? "/.isobox/files" : req->argv[0];
 	const char *path = lookup(env, "PATH");
 	size_t n = 2, i = 0;
 	for (const char *c = path ? path : ""; *c; c++)

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from fs.compare import Difference as Difference
 from isolation.cgroups import Usage as Usage
 from isolation.connections import Listener as Listener
 from isolation.execlog import EventType as EventType
 from isolation.execs import ExecEnd as ExecEnd
 from isolation.execs import ExecSpec as ExecSpec
 from isolation.execs import Terminal as Terminal
+from isolation.files import Change as Change
 from isolation.files import Entry as Entry
 from isolation.pool import ShelfFacts as ShelfFacts
 from isolation.sandbox import End as End
@@ -29,13 +31,14 @@ from netpolicy.policy import Policy as Policy
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """An image that is ready."""
+    """An image that is ready; config as `fs.images.Image` has it."""
 
     id: str
     name: str
     digest: str
     size: int
     created_at: float
+    config: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +106,47 @@ class Files(Protocol):
         """The file's entry first, then its bytes from offset on (negative: from the end), length of them (-1: all)."""
 
     async def write(
-        self, sandbox: str, path: str, size: int, mode: int | None, contents: AsyncIterator[bytes], user: str
+        self,
+        sandbox: str,
+        path: str,
+        size: int,
+        mode: int | None,
+        contents: AsyncIterator[bytes],
+        user: str,
+        *,
+        changed_ns: int = -1,
     ) -> Entry:
-        """Replace a file as a whole; size is -1 where it is not known beforehand."""
+        """Replace a file as a whole; size is -1 where it is not known beforehand.
+
+        With changed_ns only a file that was last changed at that moment is replaced (else ESTALE).
+        """
 
     async def mkdir(self, sandbox: str, path: str, parents: bool, user: str) -> Entry:
         """Make a folder."""
 
     async def remove(self, sandbox: str, path: str, recursive: bool, user: str) -> None:
         """Delete a file or folder."""
+
+    async def page(self, sandbox: str, path: str, after: str, limit: int, user: str) -> list[Entry]:
+        """Some of what a folder holds, in byte order of the names, those behind after."""
+
+    async def move(self, sandbox: str, path: str, to: str, overwrite: bool, user: str) -> Entry:
+        """Give a file or folder another name."""
+
+    async def copy(self, sandbox: str, path: str, to: str, overwrite: bool, user: str) -> Entry:
+        """Copy a file, or a folder and all that it holds."""
+
+    async def chmod(self, sandbox: str, path: str, mode: int, recursive: bool, user: str) -> Entry:
+        """Set permissions."""
+
+    def pack(self, sandbox: str, path: str, user: str) -> AsyncIterator[Entry | bytes]:
+        """The entry first, then a tar archive of it: a folder's contents, or one file."""
+
+    async def unpack(self, sandbox: str, path: str, owners: bool, contents: AsyncIterator[bytes], user: str) -> Entry:
+        """Unpack a tar archive into a folder, which is made; with owners, members belong to whom the archive says."""
+
+    def watch(self, sandbox: str, path: str, recursive: bool, user: str) -> AsyncIterator[Change]:
+        """What changes in a folder, from its `ready` on."""
 
 
 class Ports(Protocol):
@@ -261,8 +296,90 @@ class Copies(Protocol):
         """End what `pause` stopped: its copy is all that is left; its execs wait for `restore`."""
 
 
+class Images(Protocol):
+    """The machine's images, by names of its own; errors of `fs.errors`.
+
+    What takes long tells how it goes, line by line, and then the image. To leave the iterator stops the work.
+    """
+
+    def all(self) -> list[ImageFacts]:
+        """Those that a person named."""
+
+    def named(self, name: str) -> ImageFacts | None:
+        """The image of that name, ready or not."""
+
+    async def ensure(self, name: str) -> ImageFacts:
+        """The image of that name, built or renewed first where it has to be."""
+
+    def pull(self, name: str, reference: str, credentials: str | None) -> AsyncIterator[str | ImageFacts]:
+        """Make an image of one in a registry."""
+
+    def derive(
+        self, name: str, image_digest: str, copy: CopyFacts | None, config: dict[str, Any]
+    ) -> AsyncIterator[str | ImageFacts]:
+        """Make an image of another one's files, with a copy's (`Copies.take_files`) over them."""
+
+    def push(self, name: str, reference: str, credentials: str | None) -> AsyncIterator[str]:
+        """Send an image to a registry; the last line is the digest of its manifest there."""
+
+    async def blob(self, key: str, offset: int, length: int) -> bytes | None:
+        """A part of what other machines may read of this one's store; None if there is no such key."""
+
+    async def differences(self, older: str, newer: str, most: int) -> tuple[list[Difference], bool]:
+        """What differs between two images (digests), by path, at most so many; and whether there is more."""
+
+    async def remove(self, name: str) -> None:
+        """Forget an image; sandboxes that run from it go on."""
+
+    async def prune(self) -> None:
+        """Delete contents that no image has."""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeFacts:
+    """A version of a volume: its digest, and the bytes of its files."""
+
+    digest: str
+    size: int
+
+
+class Volumes(Protocol):
+    """Versions of volumes: trees of files that outlive sandboxes; errors of `fs.errors`."""
+
+    async def keep(
+        self, version: str, archive: AsyncIterator[bytes], *, below: str | None, at: str, most: int
+    ) -> VolumeFacts:
+        """Keep a tar archive's files as a version; with below, over those of that version, in the folder at.
+
+        most bounds the bytes of its files.
+        """
+
+    def pack(self, version: str | None, path: str, *, owner: int | None = None) -> AsyncIterator[bytes]:
+        """A version's files below a folder, or one file of it, as a tar archive; without a version an empty one.
+
+        With owner (a user's number) that is whose they are, and the folder itself is a member.
+        """
+
+    def read(self, version: str, path: str) -> AsyncIterator[bytes]:
+        """The bytes of a version's file."""
+
+    async def list_folder(self, version: str, path: str) -> list[Entry]:
+        """What a folder of a version holds."""
+
+    async def remove(self, version: str) -> None:
+        """Forget a version."""
+
+
 class Host(Protocol):
     """One machine."""
+
+    @property
+    def volumes(self) -> Volumes:
+        """Volumes that it keeps."""
+
+    @property
+    def images(self) -> Images:
+        """Its images."""
 
     @property
     def execs(self) -> Execs:
@@ -290,14 +407,6 @@ class Host(Protocol):
 
     async def begin(self) -> None:
         """Begin what works in the background; what an earlier server left has been taken over by now."""
-
-    # ---- images
-
-    def images(self) -> list[ImageFacts]:
-        """Those that are ready."""
-
-    async def image(self, name: str) -> ImageFacts:
-        """The image of that name, built on first use; errors of `fs.errors`."""
 
     # ---- sandboxes
 

@@ -11,29 +11,38 @@ from pathlib import Path
 import structlog
 
 from common.tasks import TaskOwner
-from fs.images import Image, ImageStore
+from fs.image import Image
+from fs.images import ImageStore
+from fs.lazy.mount import LazyMount, LazySettings
+from fs.tree import Limits
 from isolation import cgroups, runsc
 from isolation.errors import ChannelLost, SandboxGone
 from isolation.foreground import Foreground
 from isolation.freezer import Freezer
 from isolation.guest import build
 from isolation.keeper import Keeper
+from isolation.pidfd import ancestors
 from isolation.platforms import choose_platform
 from isolation.pool import Pool, Shape, ShelfFacts
 from isolation.sandbox import End, Machine, Sandbox, post_mortem
 from isolation.snapshots import Maker, SnapshotFolder, cpu_features
 from isolation.spec import DEFAULT, Resources
 from sandbox_api.host.fleet import Fleet
-from sandbox_api.host.interface import Egress, ImageFacts, KnownExec, Usage
+from sandbox_api.host.interface import Egress, KnownExec, Usage
 from sandbox_api.host.local_copies import LocalCopies
 from sandbox_api.host.local_execs import LocalExecs
 from sandbox_api.host.local_files import LocalFiles
+from sandbox_api.host.local_images import LocalImages
 from sandbox_api.host.local_network import LocalNetworks, local_networks
 from sandbox_api.host.local_ports import LocalPorts
 from sandbox_api.host.local_templates import Templates
+from sandbox_api.host.local_volumes import LocalVolumes
 from sandbox_api.settings import Settings
 
 _log = structlog.get_logger(__name__)
+
+_LAZY = "lazy"
+"""What the keeper knows the lazy images' descriptor by."""
 
 
 @asynccontextmanager
@@ -69,13 +78,38 @@ class LocalHost:
         self._held = machine.keeper.take_all()
         self._fleet = Fleet(self._tasks)
         self._foreground = Foreground()
+        kept = self._held.pop(_LAZY, None)
+        self._lazy = LazyMount(
+            LazySettings(
+                folder=settings.state / "lazy",
+                store=settings.cache / "images" / "store",
+                cache=settings.cache / "lazy",
+                profiles=settings.cache / "profiles",
+                limit_bytes=settings.lazy_cache_mb << 20,
+            ),
+            None if kept is None else kept[0],
+            keep=lambda fd: machine.keeper.put(_LAZY, (fd, fd)),
+            drop=lambda: machine.keeper.drop(_LAZY),
+            on_lost=self._image_lost,
+        )
+        if kept is not None:
+            os.close(kept[1])
+            self._lazy.start()  # what runs from it waits for that
         # The sources of PID 1 do not change while we run.
-        self._images = ImageStore(settings.cache / "images", init=cache(lambda: build.binary(settings.cache)))
-        self._building = asyncio.Lock()
+        self._images = ImageStore(
+            settings.cache / "images",
+            guest=cache(lambda: build.guest(settings.cache)),
+            limit_bytes=settings.store_quota_mb << 20,
+            limits=Limits(total_bytes=settings.image_limit_mb << 20),
+            owner=settings.state,
+            lazy=self._lazy,
+            stores=settings.stores,
+        )
         self.files = LocalFiles(self._fleet.get, allow_root=settings.allow_root)
         self.system_files = LocalFiles(self._fleet.get, allow_root=True)
         self.ports = LocalPorts(self._fleet.get, self.files)
         self.networks = networks
+        self.volumes = LocalVolumes(self._images)
         self.execs = LocalExecs(self._fleet, settings.state / "logs", working=self._foreground.note)
         snapshots = SnapshotFolder(settings.state / "snapshots")
         maker = Maker(machine.runsc.release, machine.runsc.platform, cpu_features(Path("/proc/cpuinfo").read_text()))
@@ -101,6 +135,7 @@ class LocalHost:
             self._images,
             networks,
         )
+        self.images = LocalImages(self._images, snapshots, maker, settings.registries)
         self._freezer = Freezer(
             settings.freeze_after_s, lambda: list(self._fleet.running.values()), connections=networks.connections
         )
@@ -111,6 +146,7 @@ class LocalHost:
         if (image := self._images.ready(self._settings.pool_image)) is not None:
             self._pool.keep_warm(self._shape(image, DEFAULT))
         self._tasks.spawn(self._pool.run(), name="pool")
+        self._tasks.spawn(self._lazy.run(), name="lazy images")
         self._tasks.spawn(self._freezer.run(), name="freezer")
 
     async def stop(self) -> None:
@@ -120,23 +156,17 @@ class LocalHost:
         self.execs.close_logs()
         self.copies.close()
         await self._fleet.leave()
+        await asyncio.to_thread(self._lazy.leave)
+
+    def _image_lost(self, thread: int, error: str) -> None:
+        """A thread of some sandbox waits for a part of its image that no store gives."""
+        family = ancestors(thread)
+        for sandbox in list(self._fleet.running.values()):
+            if sandbox.pid in family:
+                sandbox.give_up(f"a part of its image cannot be had: {error}")
 
     def _shape(self, image: Image, resources: Resources) -> Shape:
         return Shape(self._images.path(image), resources.memory_mb, resources.disk_mb)
-
-    # ---- images
-
-    def images(self) -> list[ImageFacts]:
-        return [_facts(image) for image in self._images.all()]
-
-    async def image(self, name: str) -> ImageFacts:
-        return _facts(await self._image(name))
-
-    async def _image(self, name: str) -> Image:
-        if (image := self._images.ready(name)) is not None:
-            return image
-        async with self._building:
-            return await asyncio.to_thread(self._images.ensure, name)
 
     # ---- sandboxes
 
@@ -156,7 +186,7 @@ class LocalHost:
         return ready.sandbox.id
 
     async def create_sandbox(self, id_: str, image: str, resources: Resources, egress: Egress) -> None:
-        path = self._images.path(await self._image(image))
+        path = self._images.path(await self.images.ready(image))
         with self._foreground.working():
             sandbox = await Sandbox.create(self._machine, id_, image=path, resources=resources)
         async with sandbox.undone_on_failure():
@@ -230,7 +260,3 @@ class LocalHost:
         sandbox = self._fleet.get(id_)
         with sandbox.in_use():
             return len(await sandbox.control.processes())
-
-
-def _facts(image: Image) -> ImageFacts:
-    return ImageFacts(image.id, image.name, image.digest, image.size, image.created_at)

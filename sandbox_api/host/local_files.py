@@ -1,11 +1,13 @@
-"""Files in this machine's sandboxes, by PID 1's own program."""
+"""Files in this machine's sandboxes, by a program of ours that PID 1 starts."""
 
 import contextlib
 import errno
 from collections.abc import AsyncIterator, Callable
 
-from isolation.files import Entry, FileFailed, Operation, operate
+from isolation.files import Change, Entry, FileFailed, Operation, operate
 from isolation.sandbox import Sandbox
+
+_KEEP_MODE = 0o10000
 
 
 class LocalFiles:
@@ -43,9 +45,18 @@ class LocalFiles:
             await operation.result()
 
     async def write(
-        self, sandbox: str, path: str, size: int, mode: int | None, contents: AsyncIterator[bytes], user: str
+        self,
+        sandbox: str,
+        path: str,
+        size: int,
+        mode: int | None,
+        contents: AsyncIterator[bytes],
+        user: str,
+        *,
+        changed_ns: int = -1,
     ) -> Entry:
-        argument = f"{size}" if mode is None else f"{size}:{mode:o}"
+        # A mode beyond all modes keeps the file's own.
+        argument = f"{size}:{_KEEP_MODE if mode is None else mode:o}:{changed_ns}"
         async with self._operate(sandbox, "write", path, argument, user, stdin=True) as operation:
             async for piece in contents:
                 if not await operation.feed(piece):
@@ -59,6 +70,39 @@ class LocalFiles:
     async def remove(self, sandbox: str, path: str, recursive: bool, user: str) -> None:
         async with self._operate(sandbox, "remove", path, "1" if recursive else "0", user) as operation:
             await operation.result()
+
+    async def page(self, sandbox: str, path: str, after: str, limit: int, user: str) -> list[Entry]:
+        async with self._operate(sandbox, "page", path, f"{limit}:{after}", user) as operation:
+            return await operation.listing()
+
+    async def move(self, sandbox: str, path: str, to: str, overwrite: bool, user: str) -> Entry:
+        return await self._entry(sandbox, "move", path, f"{overwrite:d}{to}", user)
+
+    async def copy(self, sandbox: str, path: str, to: str, overwrite: bool, user: str) -> Entry:
+        return await self._entry(sandbox, "copy", path, f"{overwrite:d}{to}", user)
+
+    async def chmod(self, sandbox: str, path: str, mode: int, recursive: bool, user: str) -> Entry:
+        return await self._entry(sandbox, "chmod", path, f"{recursive:d}{mode:o}", user)
+
+    async def pack(self, sandbox: str, path: str, user: str) -> AsyncIterator[Entry | bytes]:
+        async with self._operate(sandbox, "pack", path, "", user) as operation:
+            yield await operation.head()
+            async for piece in operation.contents():
+                yield piece
+            await operation.result()
+
+    async def unpack(self, sandbox: str, path: str, owners: bool, contents: AsyncIterator[bytes], user: str) -> Entry:
+        async with self._operate(sandbox, "unpack", path, f"{owners:d}", user, stdin=True) as operation:
+            async for piece in contents:
+                if not await operation.feed(piece):
+                    break
+            operation.end()
+            return _required(await operation.result(), path)
+
+    async def watch(self, sandbox: str, path: str, recursive: bool, user: str) -> AsyncIterator[Change]:
+        async with self._operate(sandbox, "watch", path, f"{recursive:d}", user) as operation:
+            async for change in operation.changes():
+                yield change
 
 
 def _required(entry: Entry | None, path: str) -> Entry:

@@ -9,6 +9,7 @@ from sandbox_api.host.interface import DEFAULT
 from sandbox_api.lifecycle import Reason, State
 from sandbox_api.models.common import Command, Environment, Label, LabelName, Page, Seconds, Strict, Text, UserName
 from sandbox_api.models.network import AskedPolicy, asked
+from sandbox_api.models.volumes import MountedVolume, MountPath
 
 
 class Resources(Strict):
@@ -36,6 +37,7 @@ class CreateSandbox(Strict):
     resources: Resources = Resources()
     snapshot: Annotated[str, Field(pattern=r"^snp[a-z2-7]{26}$")] | None = None
     network: AskedPolicy | None = None
+    volumes: Annotated[dict[MountPath, MountedVolume], Field(max_length=16)] = {}
 
     @property
     def asked_network(self) -> dict[str, Any] | str | None:

@@ -33,7 +33,8 @@ def _protocol(socket: WebSocket) -> str:
     return offered[0] if offered else wire.JSON_PROTOCOL
 
 
-async def _accept(socket: WebSocket) -> str:
+async def accept(socket: WebSocket) -> str:
+    """Take a client: the subprotocol that it speaks."""
     protocol = _protocol(socket)
     await socket.accept(subprotocol=protocol if socket.scope.get("subprotocols") else None)
     return protocol
@@ -139,9 +140,9 @@ class _Over(Exception):
     """The session is done."""
 
 
-def _first(group: "ExceptionGroup[Problem]") -> Problem:
+def _first(group: "ExceptionGroup[IsoboxError]") -> Problem:
     found = group.exceptions[0]
-    return found if isinstance(found, Problem) else _first(found)
+    return from_error(found) if isinstance(found, IsoboxError) else _first(found)
 
 
 @router.websocket("/execs/{exec_id}/stream")
@@ -150,7 +151,7 @@ async def follow_exec(
 ) -> None:
     """Follow an exec from an event on."""
     record = await use.execs.get(tenant, sandbox_id, exec_id)
-    protocol = await _accept(socket)
+    protocol = await accept(socket)
     await _Session(socket, use, record, protocol).run(after)
 
 
@@ -158,7 +159,7 @@ async def follow_exec(
 async def run_exec(socket: WebSocket, use: Use, tenant: Tenant, sandbox_id: SandboxId) -> None:
     """Start an exec, described by the first frame, and follow it."""
     await use.registry.usable(tenant, sandbox_id)
-    protocol = await _accept(socket)
+    protocol = await accept(socket)
     try:
         async with asyncio.timeout(_FIRST_FRAME_TIMEOUT_S):
             message = await socket.receive()
@@ -206,7 +207,8 @@ async def _events(source: AsyncIterator[Event | Gap]) -> AsyncIterator[bytes]:
             yield wire.sse_frame(event)
 
 
-def _sse(source: AsyncIterator[Event | Gap]) -> StreamingResponse:
+def sse(source: AsyncIterator[Event | Gap]) -> StreamingResponse:
+    """Events as text/event-stream."""
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(_events(source), media_type="text/event-stream", headers=headers)
 
@@ -220,7 +222,7 @@ async def follow_exec_sse(
 ) -> StreamingResponse:
     """The same stream as text/event-stream; Last-Event-ID (or from) says where to go on."""
     record = await use.execs.get(tenant, sandbox_id, exec_id)
-    return _sse(use.execs.follow(record, after if last is None else last))
+    return sse(use.execs.follow(record, after if last is None else last))
 
 
 @router.get("/events", responses=problems(), response_class=StreamingResponse)
@@ -229,14 +231,19 @@ async def follow_sandbox_sse(
 ) -> StreamingResponse:
     """A sandbox's own events: state changes, OOM, a warning ahead of expiry, its end."""
     record = await use.sandboxes.get(tenant, sandbox_id)
-    return _sse(use.sandboxes.events(record, after if last is None else last))
+    return sse(use.sandboxes.events(record, after if last is None else last))
 
 
 @router.websocket("/events")
 async def follow_sandbox(socket: WebSocket, use: Use, tenant: Tenant, sandbox_id: SandboxId, after: After = 0) -> None:
     """The same over a websocket."""
     record = await use.sandboxes.get(tenant, sandbox_id)
-    await _accept(socket)
+    await accept(socket)
+    await send_all(socket, (wire.text_frame(event) async for event in use.sandboxes.events(record, after)))
+
+
+async def send_all(socket: WebSocket, frames: AsyncIterator[str]) -> None:
+    """Send text frames until they or the client are at an end; an error of ours closes with its reason."""
 
     async def listen() -> None:
         while (await socket.receive())["type"] != "websocket.disconnect":
@@ -246,9 +253,12 @@ async def follow_sandbox(socket: WebSocket, use: Use, tenant: Tenant, sandbox_id
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(listen(), name="listen")
-            async for event in use.sandboxes.events(record, after):
-                await socket.send_text(wire.text_frame(event))
+            async with contextlib.aclosing(frames):  # type: ignore[type-var]  # it is an async generator
+                async for frame in frames:
+                    await socket.send_text(frame)
             await socket.close(1000)
             raise _Over
     except* (_Over, WebSocketDisconnect, OSError, RuntimeError):
         pass
+    except* IsoboxError as group:
+        await _refuse(socket, _first(group))

@@ -400,6 +400,8 @@ def _copied(origin: _Origin, sandbox_id: str, own: dict[str, str]) -> tuple[list
 def _given(request: CreateSandbox, snapshot: SnapshotRecord) -> dict[str, Any]:
     """What a request changes of that which the snapshot's sandbox had; 422 for what cannot be changed."""
     given, had = request.model_fields_set, snapshot.sandbox
+    if request.volumes:
+        raise invalid("a copy has its original's files, volumes included", "leave `volumes` out, or the snapshot")
     if "image" in given and request.image != had["image"]:
         raise invalid(f"the snapshot was made of image {had['image']}", "leave `image` out")
     if "command" in given and request.command is not None:

@@ -12,14 +12,16 @@ from common.ids import new_id
 from common.tasks import TaskOwner
 from isolation.errors import ChannelLost, SandboxGone
 from isolation.execlog import Event, Gap
-from sandbox_api.host.interface import Egress, Host, KnownEgress
+from sandbox_api.host.interface import Egress, Host, ImageFacts, KnownEgress
 from sandbox_api.lifecycle import FINAL, State
 from sandbox_api.lifecycle import Event as LifeEvent
 from sandbox_api.models.common import time_of
 from sandbox_api.models.execs import ExecRequest
 from sandbox_api.models.sandboxes import CreateSandbox, PatchSandbox, Resources, Sandbox, Stats, Termination
+from sandbox_api.models.volumes import MountedVolume
 from sandbox_api.output.follow import follow
 from sandbox_api.problems import Problem, invalid
+from sandbox_api.services.catalog import Catalog
 from sandbox_api.services.contexts import ContextService
 from sandbox_api.services.cursor import decode_cursor, encode_cursor
 from sandbox_api.services.egress import EgressService
@@ -28,6 +30,7 @@ from sandbox_api.services.execs import ExecService
 from sandbox_api.services.life import Life
 from sandbox_api.services.parking import Parking
 from sandbox_api.services.registry import Live, Registry, host_resources
+from sandbox_api.services.volumes import VolumeService
 from sandbox_api.settings import Settings
 from sandbox_api.store.records import SandboxRecord
 
@@ -43,6 +46,8 @@ class SandboxService:
         settings: Settings,
         host: Host,
         registry: Registry,
+        catalog: Catalog,
+        volumes: VolumeService,
         life: Life,
         execs: ExecService,
         parking: Parking,
@@ -54,6 +59,8 @@ class SandboxService:
         self._host = host
         self._registry = registry
         self._store = registry.store
+        self._catalog = catalog
+        self._volumes = volumes
         self._life = life
         self._execs = execs
         self._parking = parking
@@ -68,9 +75,13 @@ class SandboxService:
         """Create it and wait until it runs; on failure the record says why and nothing is left."""
         if not self._settings.allow_root and request.user.partition(":")[0] in ("root", "0"):
             raise Problem(403, "root_forbidden", "this server runs nothing as root", hint="leave `user` out")
-        began = time.time()
         with self._registry.places(1, self._settings.max_sandboxes):
-            image = await self._host.image(request.image)
+            image = await self._catalog.find(tenant, request.image)
+        return await self.create_of(tenant, request, image)
+
+    async def create_of(self, tenant: str, request: CreateSandbox, image: ImageFacts) -> SandboxRecord:
+        """The same, of an image that was found already."""
+        began = time.time()
         record = SandboxRecord(
             id="",
             tenant=tenant,
@@ -83,29 +94,42 @@ class SandboxService:
             user=request.user,
             name=request.name,
             labels=request.labels,
-            env=request.env,
-            workdir=request.workdir,
+            env=image.config.get("env", {}) | request.env,
+            workdir=request.workdir or image.config.get("workdir"),
             command=request.command,
             idle_timeout_s=request.idle_timeout_s,
             park_after_s=request.park_after_s,
         )
-        egress = await self._egress.begin(record, request.asked_network)
-        claimed = await self._host.claim_sandbox(request.image, host_resources(record), egress)
+        with self._registry.places(1, self._settings.max_sandboxes):
+            egress = await self._egress.begin(record, request.asked_network)
+        claimed = await self._host.claim_sandbox(image.name, host_resources(record), egress)
         record.id = claimed or new_id("sbx")
         live = Live(record, EventLog(self._host.execs.log_path(record.id, EVENTS)))
         self._registry.live[record.id] = live
         # Shielded: a client that goes away leaves a sandbox with a record, never one without.
-        starting = self._start(live, began, egress, ready=claimed is not None)
+        starting = self._start(live, began, image.name, egress, request.volumes, ready=claimed is not None)
         return await asyncio.shield(self._tasks.spawn(starting, name=f"create {record.id}"))
 
-    async def _start(self, live: Live, began: float, egress: Egress, *, ready: bool) -> SandboxRecord:
+    async def _start(
+        self,
+        live: Live,
+        began: float,
+        image: str,
+        egress: Egress,
+        volumes: dict[str, MountedVolume],
+        *,
+        ready: bool,
+    ) -> SandboxRecord:
         record = live.record
         await self._store.save_sandbox(record)
         try:
+            await self._volumes.claim(record, volumes)
             if not ready:
-                await self._host.create_sandbox(record.id, record.image, host_resources(record), egress)
+                await self._host.create_sandbox(record.id, image, host_resources(record), egress)
             await self._egress.trust(record, egress)
+            await self._volumes.fill(record)
         except BaseException as error:
+            await self._host.destroy_sandbox(record.id)
             await self._life.move(live, LifeEvent.FAILED, Termination(reason="failed", detail=str(error)[:500]))
             self._host.execs.remove_logs(record.id)
             raise

@@ -41,6 +41,8 @@ class SandboxRecord:
     network: dict[str, Any] | None = None
     """The policy that it has."""
     network_generation: int = 0
+    volumes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Where volumes lie in it: `{"id", "name", "read_only", "version"}` each."""
     placeholders: dict[str, str] = field(default_factory=dict)
     """What stands in its environment in the place of credentials."""
 
@@ -124,3 +126,42 @@ class SecretRecord:
     created_at: float
     updated_at: float
     sealed: bytes
+
+
+@dataclass(slots=True)
+class ImageRecord:
+    """A tenant's image. The machine knows it by its id; `source` is the request that it was made by."""
+
+    id: str
+    tenant: str
+    name: str
+    state: Literal["building", "ready", "failed"]
+    created_at: float
+    source: dict[str, Any]
+    digest: str | None = None
+    size: int = 0
+    ended_at: float | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    failure: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class VolumeRecord:
+    """A volume. Its files are the host's version `ID.version`, none while version is 0; snapshots keep older ones."""
+
+    id: str
+    tenant: str
+    name: str
+    quota_mb: int
+    created_at: float
+    updated_at: float
+    version: int = 0
+    size: int = 0
+    writer: str | None = None
+    snapshots: list[dict[str, Any]] = field(default_factory=list)
+    """Each: id, name, version, size, created_at."""
+
+    @property
+    def files(self) -> str | None:
+        """What the host knows its files by."""
+        return f"{self.id}.{self.version}" if self.version else None

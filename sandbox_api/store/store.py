@@ -9,14 +9,22 @@ import asyncio
 import json
 import sqlite3
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final
 
 from sandbox_api.lifecycle import FINAL, State
-from sandbox_api.store.records import ContextRecord, ExecRecord, SandboxRecord, SecretRecord, SnapshotRecord
+from sandbox_api.store.records import (
+    ContextRecord,
+    ExecRecord,
+    ImageRecord,
+    SandboxRecord,
+    SecretRecord,
+    SnapshotRecord,
+    VolumeRecord,
+)
 
-_SCHEMA_VERSION: Final = 3
+_SCHEMA_VERSION: Final = 4
 _SCHEMA: Final = (
     """
 create table sandboxes (id text primary key, tenant text not null, created_at real not null, ended_at real,
@@ -40,17 +48,26 @@ create index contexts_by_sandbox on contexts (sandbox_id, created_at);
 create table secrets (tenant text not null, name text not null, created_at real not null, updated_at real not null,
                       sealed blob not null, primary key (tenant, name)) without rowid;
 """,
+    """
+create table images (id text primary key, tenant text not null, name text not null, created_at real not null,
+                     state text not null, doc text not null) without rowid;
+create index images_by_name on images (tenant, name);
+create table volumes (id text primary key, tenant text not null, name text not null, doc text not null,
+                      unique (tenant, name)) without rowid;
+create table steps (tenant text not null, key text not null, digest text not null, at real not null,
+                    primary key (tenant, key)) without rowid;
+""",
 )
 """What each version adds to the one before it."""
 
 
 _FIELDS: Final = {
     kind: tuple(field.name for field in fields(kind))
-    for kind in (SandboxRecord, ExecRecord, ContextRecord, SnapshotRecord)
+    for kind in (SandboxRecord, ExecRecord, ContextRecord, SnapshotRecord, ImageRecord)
 }
 
 
-def _document(record: SandboxRecord | ExecRecord | ContextRecord | SnapshotRecord) -> str:
+def _document(record: SandboxRecord | ExecRecord | ContextRecord | SnapshotRecord | ImageRecord) -> str:
     # Not dataclasses.asdict: that copies deeply, and all that is wanted is text.
     return json.dumps({name: getattr(record, name) for name in _FIELDS[type(record)]})
 
@@ -245,6 +262,94 @@ class Store:
     async def forget_snapshot(self, id_: str) -> None:
         """Delete the record."""
         self._db.execute("delete from snapshots where id = ?", (id_,))
+
+    # ---- images
+
+    async def save_image(self, record: ImageRecord) -> None:
+        """Insert or replace."""
+        self._db.execute(
+            "insert or replace into images values (?, ?, ?, ?, ?, ?)",
+            (record.id, record.tenant, record.name, record.created_at, record.state, _document(record)),
+        )
+
+    async def image(self, tenant: str, id_: str) -> ImageRecord | None:
+        """One of the tenant's."""
+        row = self._db.execute("select doc from images where id = ? and tenant = ?", (id_, tenant)).fetchone()
+        return ImageRecord(**json.loads(row[0])) if row else None
+
+    async def image_named(self, tenant: str, name: str) -> ImageRecord | None:
+        """The tenant's newest of that name that is ready."""
+        query = (
+            "select doc from images where tenant = ? and name = ? and state = 'ready' order by created_at desc limit 1"
+        )
+        row = self._db.execute(query, (tenant, name)).fetchone()
+        return ImageRecord(**json.loads(row[0])) if row else None
+
+    async def images(self, tenant: str, *, before: tuple[float, str] | None, limit: int) -> list[ImageRecord]:
+        """The tenant's newest, from before (created_at, id) on."""
+        rows = self._db.execute(
+            "select doc from images where tenant = ? and (created_at, id) < (?, ?)"
+            " order by created_at desc, id desc limit ?",
+            (tenant, *(before or (1e18, "")), limit),
+        )
+        return [ImageRecord(**json.loads(row[0])) for row in rows]
+
+    async def unfinished_images(self) -> list[ImageRecord]:
+        """All tenants' that an earlier server was making."""
+        return [
+            ImageRecord(**json.loads(row[0]))
+            for row in self._db.execute("select doc from images where state = 'building'")
+        ]
+
+    async def forget_image(self, id_: str) -> None:
+        """Delete the record."""
+        self._db.execute("delete from images where id = ?", (id_,))
+
+    async def image_users(self, digest: str) -> list[str]:
+        """Ids of sandboxes that have not ended, and of snapshots, that need the image of that digest."""
+        marks = ", ".join("?" * len(FINAL))
+        rows = self._db.execute(
+            f"select id from sandboxes where json_extract(doc, '$.image_digest') = ? and state not in ({marks})"  # noqa: S608
+            " union all select id from snapshots where json_extract(doc, '$.sandbox.image_digest') = ?",
+            (digest, *FINAL, digest),
+        )
+        return [row[0] for row in rows]
+
+    async def keep_step(self, tenant: str, key: str, digest: str) -> None:
+        """Remember what a step of a build came to."""
+        self._db.execute("insert or replace into steps values (?, ?, ?, ?)", (tenant, key, digest, time.time()))
+
+    async def step(self, tenant: str, key: str) -> str | None:
+        """The digest of the image that a step came to."""
+        row = self._db.execute("select digest from steps where tenant = ? and key = ?", (tenant, key)).fetchone()
+        return row[0] if row else None
+
+    async def forget_steps(self) -> list[str]:
+        """Forget what all steps came to; their keys."""
+        return [row[0] for row in self._db.execute("delete from steps returning key")]
+
+    # ---- volumes
+
+    async def save_volume(self, record: VolumeRecord) -> None:
+        """Insert or replace."""
+        self._db.execute(
+            "insert or replace into volumes values (?, ?, ?, ?)",
+            (record.id, record.tenant, record.name, json.dumps(asdict(record))),
+        )
+
+    async def volume(self, tenant: str, name: str) -> VolumeRecord | None:
+        """The tenant's of that name."""
+        row = self._db.execute("select doc from volumes where tenant = ? and name = ?", (tenant, name)).fetchone()
+        return VolumeRecord(**json.loads(row[0])) if row else None
+
+    async def volumes(self, tenant: str) -> list[VolumeRecord]:
+        """The tenant's, by name."""
+        rows = self._db.execute("select doc from volumes where tenant = ? order by name", (tenant,))
+        return [VolumeRecord(**json.loads(row[0])) for row in rows]
+
+    async def forget_volume(self, id_: str) -> None:
+        """Delete the record."""
+        self._db.execute("delete from volumes where id = ?", (id_,))
 
     # ---- secrets
 

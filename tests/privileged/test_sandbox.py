@@ -23,7 +23,7 @@ SMALL = Resources(cpu=0.5, memory_mb=128, disk_mb=32, pids=64)
 
 
 def image() -> Path:
-    store = ImageStore(CACHE / "images", init=lambda: build.binary(CACHE))
+    store = ImageStore(CACHE / "images", guest=lambda: build.guest(CACHE))
     return store.path(store.ensure("python"))
 
 

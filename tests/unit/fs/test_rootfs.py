@@ -1,12 +1,27 @@
-import os
+import io
 import tarfile
 from pathlib import Path
 
 import pytest
+from archives import archive, info
 
 from fs import rootfs
 from fs.errors import ImageInvalid, UnknownImage
 from fs.images import ImageStore
+from fs.tree import Node, Piece, Tree
+
+
+class Memory:
+    def __init__(self) -> None:
+        self.kept: dict[bytes, bytes] = {}
+
+    def add(self, contents: io.BytesIO) -> tuple[Piece, ...]:
+        data = contents.read()
+        self.kept[data[:32]] = data
+        return (Piece(data[:32], len(data)),)
+
+    def read(self, node: Node) -> bytes:
+        return b"".join(self.kept[piece.digest] for piece in node.pieces)
 
 
 @pytest.fixture
@@ -16,77 +31,88 @@ def init(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_tree_gets_its_init_its_user_and_its_mount_points(tmp_path: Path, init: Path) -> None:
-    root = tmp_path / "root"
-    (root / "etc").mkdir(parents=True)
-    (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh")
-    rootfs.prepare(root, init)
-    rootfs.prepare(root, init)  # again changes nothing
-    assert (root / "etc/passwd").read_text().splitlines()[1:] == ["user:x:1000:1000::/home/user:/bin/sh"]
-    assert (root / ".isobox/init").stat().st_mode & 0o777 == 0o755
-    assert (root / "home/user").stat().st_uid == 1000
-    assert (root / "proc").is_dir()
+def prepared(tree: Tree, sink: Memory) -> Tree:
+    rootfs.prepare(tree, {"init": b"#!init"}, sink, sink.read)  # type: ignore[arg-type]
+    return tree
 
 
-@pytest.mark.parametrize("name", ["etc", ".isobox", "home", "proc"])
-def test_no_link_of_a_strange_tree_is_followed(tmp_path: Path, init: Path, name: str) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    root = tmp_path / "root"
-    root.mkdir()
-    (root / name).symlink_to(outside)
+def test_a_tree_gets_its_init_its_user_and_its_mount_points() -> None:
+    tree, sink = Tree(), Memory()
+    tree.put(b"etc/passwd", Node("file", 0o644, pieces=sink.add(io.BytesIO(b"root:x:0:0::/root:/bin/sh"))))
+    prepared(prepared(tree, sink), sink)  # again changes nothing
+    passwd, start, home = (tree.find(path) for path in (b"etc/passwd", b".isobox/init", b"home/user"))
+    assert passwd is not None
+    assert sink.read(passwd).decode().splitlines()[1:] == ["user:x:1000:1000::/home/user:/bin/sh"]
+    assert start is not None
+    assert (start.mode, sink.read(start)) == (0o755, b"#!init")
+    assert home is not None
+    assert (home.kind, home.uid) == ("dir", 1000)
+    assert tree.root.children[b"proc"].kind == "dir"
+
+
+@pytest.mark.parametrize("name", ["etc", ".isobox", "home", "proc", "home/user"])
+def test_no_link_stands_where_a_folder_has_to_be(name: str) -> None:
+    tree = Tree()
+    tree.put(name.encode(), Node("symlink", 0o777, target=b"/usr"))
     with pytest.raises(ImageInvalid, match=name):
-        rootfs.prepare(root, init)
-    assert list(outside.iterdir()) == []
+        prepared(tree, Memory())
 
 
-def test_no_file_link_either(tmp_path: Path, init: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text("root:x:0:0::/root:/bin/sh\n")
-    root = tmp_path / "root"
-    (root / "etc").mkdir(parents=True)
-    (root / "etc/passwd").symlink_to(secret)
-    with pytest.raises(ImageInvalid):
-        rootfs.prepare(root, init)
-    assert secret.read_text() == "root:x:0:0::/root:/bin/sh\n"
+def test_no_link_stands_for_the_users_database() -> None:
+    tree = Tree()
+    tree.put(b"etc/passwd", Node("symlink", 0o777, target=b"/usr/passwd"))
+    with pytest.raises(ImageInvalid, match="no regular file"):
+        prepared(tree, Memory())
 
 
 def test_import_keeps_modes_and_owners_and_a_newer_init_makes_a_new_file(tmp_path: Path, init: Path) -> None:
-    source = tmp_path / "source"
-    (source / "bin").mkdir(parents=True)
-    (source / "bin/su").write_bytes(b"x")
-    os.chown(source / "bin/su", 0, 42)
-    (source / "bin/su").chmod(0o4755)
-    with tarfile.open(tmp_path / "image.tar.gz", "w:gz") as tar:
-        tar.add(source, arcname=".")
+    members = [(info("bin", tarfile.DIRTYPE, mode=0o755), b""), (info("bin/su", mode=0o4755, uid=42), b"x")]
+    (tmp_path / "image.tar").write_bytes(archive(members).getvalue())
     current = [init]
-    store = ImageStore(tmp_path / "images", init=lambda: current[0])
-    first = store.import_path("mine", tmp_path / "image.tar.gz")
+    store = ImageStore(tmp_path / "images", guest=lambda: (current[0],))
+    first = store.import_path("mine", tmp_path / "image.tar")
     assert store.ensure("mine") == first
     newer = tmp_path / "init-4567"
     newer.write_bytes(b"#!newer")
     current[0] = newer
+    assert store.ready("mine") is None
     second = store.ensure("mine")
     assert second.id == first.id
     assert second.init.startswith(newer.name)
     assert second.digest != first.digest
-    from fs import erofs
-
-    erofs.copy_out(store.path(second), tmp_path / "seen")
-    assert (tmp_path / "seen/.isobox/init").read_bytes() == b"#!newer"
-    su = (tmp_path / "seen/bin/su").stat()
-    assert (su.st_mode & 0o7777, su.st_gid) == (0o4755, 42)
+    tree = store.tree(second.digest)
+    start, su = tree.find(b".isobox/init"), tree.find(b"bin/su")
+    assert start is not None
+    assert b"".join(store.store.contents(start.pieces)) == b"#!newer"
+    assert su is not None
+    assert (su.mode, su.uid) == (0o4755, 42)
     assert len(list((tmp_path / "images").glob("*.erofs"))) == 1
+    store.path(second).unlink()  # a file that is lost comes out of the store again
+    assert store.ensure("mine") == second
     store.remove("mine")
     with pytest.raises(UnknownImage, match="no image 'mine'"):
         store.ensure("mine")
+    store.prune()
+    assert store.store.stats().stored_bytes == 0
+
+
+def test_a_folder_is_imported_as_its_archive_is(tmp_path: Path, init: Path) -> None:
+    (tmp_path / "tree/bin").mkdir(parents=True)
+    (tmp_path / "tree/bin/sh").write_bytes(b"x")
+    (tmp_path / "tree/link").symlink_to("/etc/shadow")
+    store = ImageStore(tmp_path / "images", guest=lambda: (init,))
+    tree = store.tree(store.import_path("folder", tmp_path / "tree").digest)
+    link = tree.find(b"link")
+    assert link is not None
+    assert link.target == b"/etc/shadow"
 
 
 def test_what_is_no_root_file_system_is_refused(tmp_path: Path, init: Path) -> None:
-    store = ImageStore(tmp_path / "images", init=lambda: init)
+    store = ImageStore(tmp_path / "images", guest=lambda: (init,))
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("no tar")
     for name, source in (("x", "missing"), ("x", "empty"), ("Bad Name", "empty"), ("../x", "empty"), ("x", "text")):
-        with pytest.raises(Exception, match=r"there is no|is empty|no name|cannot unpack"):
+        with pytest.raises(ImageInvalid, match=r"there is no|would be empty|no name|is damaged"):
             store.import_path(name, tmp_path / source)
     assert store.all() == []
+    assert list((tmp_path / "images").glob("*.erofs")) == []

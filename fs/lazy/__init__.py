@@ -1,0 +1,1 @@
+"""Images that are not here: served through FUSE, each part fetched when it is first touched."""

@@ -1,0 +1,96 @@
+"""HTTP requests to hosts that somebody else named: never to a private address, unless the operator allows that host.
+
+Every connection goes to the address that was looked up and checked, so that a name cannot change its mind in between;
+every redirect is checked like the first request. Behind a proxy it is the proxy that looks names up.
+"""
+
+import ipaddress
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Final
+from urllib.parse import urljoin
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+
+from fs.errors import ImageInvalid, StoreUnreachable
+
+_REDIRECTS: Final = 5
+_CONNECT_S: Final = 10.0
+_READ_S: Final = 60.0
+_REDIRECT_CODES: Final = frozenset({301, 302, 303, 307, 308})
+
+
+class Guarded:
+    """A client for one pull or push; `allowed` holds hosts ("HOST:PORT" or "HOST") that may be private."""
+
+    def __init__(self, allowed: frozenset[str]) -> None:
+        self._allowed = allowed
+        timeout = httpx.Timeout(_READ_S, connect=_CONNECT_S)
+        self._direct = httpx.Client(timeout=timeout, trust_env=False)
+        self._by_proxy = httpx.Client(timeout=timeout)
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._direct.close()
+        self._by_proxy.close()
+
+    @contextmanager
+    def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: Iterator[bytes] | bytes | None = None,
+    ) -> Iterator[httpx.Response]:
+        """Send a request, follow where it is redirected to; credentials do not go to another host.
+
+        StoreUnreachable if nobody answers, ImageInvalid for an address that is refused.
+        """
+        sent = dict(headers or {})
+        first = httpx.URL(url)
+        for _ in range(_REDIRECTS + 1):
+            target = httpx.URL(url)
+            if (target.host, target.port) != (first.host, first.port):
+                sent.pop("Authorization", None)
+            if first.scheme == "https" and target.scheme != "https":
+                raise ImageInvalid(f"{first.host} redirects to an address without TLS", hint="ask who runs it")
+            try:
+                with self._send(method, target, sent, content) as answer:
+                    if answer.status_code not in _REDIRECT_CODES or method not in ("GET", "HEAD"):
+                        yield answer
+                        return
+                    url = urljoin(url, answer.headers.get("location", ""))
+            except httpx.HTTPError as error:
+                raise StoreUnreachable(f"{target.host} does not answer: {error or type(error).__name__}") from error
+        raise ImageInvalid(f"{first.host} redirects in a circle")
+
+    def _send(
+        self, method: str, target: httpx.URL, headers: dict[str, str], content: Iterator[bytes] | bytes | None
+    ) -> AbstractContextManager[httpx.Response]:
+        if target.scheme not in ("http", "https") or not target.host:
+            raise ImageInvalid(f"{str(target)[:200]!r} is no address of a registry")
+        if target.scheme in getproxies() and not proxy_bypass(target.host):
+            return self._by_proxy.stream(method, target, headers=headers, content=content)
+        url = target.copy_with(host=self._address(target))
+        headers = {"Host": target.netloc.decode("ascii"), **headers}
+        named = {"sni_hostname": target.host}
+        return self._direct.stream(method, url, headers=headers, content=content, extensions=named)
+
+    def _address(self, target: httpx.URL) -> str:
+        port = target.port or (443 if target.scheme == "https" else 80)
+        try:
+            found = socket.getaddrinfo(target.host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise StoreUnreachable(f"there is no host {target.host}: {error.strerror or error}") from error
+        allowed = target.host in self._allowed or f"{target.host}:{port}" in self._allowed
+        for *_, address in found:
+            ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
+            if allowed or ip.is_global:
+                return str(ip)
+        raise ImageInvalid(
+            f"{target.host} has a private address",
+            hint=f"if it is meant, the operator allows it with ISOBOX_REGISTRIES={target.host}:{port}",
+        )

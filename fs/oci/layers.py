@@ -1,0 +1,222 @@
+"""A tar archive, compressed or not, laid over a tree. Nothing is unpacked on a disk: contents go to the store.
+
+What an archive may not do: leave the root, hold more names or bytes than allowed, hold headers of any length. Devices
+and sockets are left out. Source of the rules: OCI image-spec, layer.md.
+"""
+
+import bz2
+import hashlib
+import io
+import lzma
+import tarfile
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any, BinaryIO, Final, Protocol
+
+import zstandard
+
+from fs.errors import ImageInvalid
+from fs.tree import PATH_MAX, Limits, Node, Piece, Tree, folder, show, without_setuid
+
+_READ_MAX: Final = 16 << 20
+"""Bytes at once: more than any contents are read by, so that it is a header that asks for them."""
+_READ: Final = 1 << 20
+_ID_MAX: Final = (1 << 32) - 2
+_DAMAGED: Final = (
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    zstandard.ZstdError,
+    EOFError,
+    ValueError,
+    OverflowError,
+)
+
+
+class Sink(Protocol):
+    """Where contents go: `fs.store.store.Writer`."""
+
+    def add(self, contents: BinaryIO) -> tuple[Piece, ...]:
+        """Take a file's contents."""
+
+
+class Forward(io.RawIOBase):
+    """A stream that is only read onwards, as tarfile wants it: with `tell` and `seek`, and never much at a time."""
+
+    def __init__(self, read: Callable[[int], bytes], most: int) -> None:
+        self._read = read
+        self._at = 0
+        self._most = most
+        self._hash = hashlib.sha256()
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def digest(self) -> str:
+        """Of what was read so far."""
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def seekable(self) -> bool:
+        """Onwards."""
+        return True
+
+    def tell(self) -> int:
+        """Bytes so far."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Skip to a place further on."""
+        if whence != io.SEEK_SET or offset < self._at:
+            raise ImageInvalid("the archive is damaged", hint="a member lies before the one that went before it")
+        while self._at < offset:
+            if not self.read(min(_READ, offset - self._at)):
+                break
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to size bytes, fewer only at the end; ImageInvalid for a bomb."""
+        if size < 0 or size > _READ_MAX:
+            raise ImageInvalid("the archive has a header of many MiB", hint="it is damaged, or made to do harm")
+        parts, left = [], size
+        while left and (part := self._read(left)):
+            parts.append(part)
+            left -= len(part)
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._at += len(data)
+        self._hash.update(data)
+        if self._at > self._most:
+            raise ImageInvalid(f"the archive unpacks to more than {self._most >> 20} MiB")
+        return data
+
+
+def decompressed(source: BinaryIO) -> Callable[[int], bytes]:
+    """A function that reads what a gzip, zstd, xz or bzip2 stream holds, or a plain one; by its first bytes."""
+    head = source.read(6)
+    ahead: Any = _Ahead(head, source)  # which reads, and that is all they need
+    if head.startswith(b"\x1f\x8b"):
+        return _Gzip(ahead).read
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        return zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(ahead, read_across_frames=True).read
+    if head.startswith(b"\xfd7zXZ\0"):
+        return lzma.LZMAFile(ahead).read
+    if head.startswith(b"BZh"):
+        return bz2.BZ2File(ahead).read
+    read: Callable[[int], bytes] = ahead.read
+    return read
+
+
+class _Ahead(io.RawIOBase):
+    """A stream of which the first bytes were read already."""
+
+    def __init__(self, head: bytes, source: BinaryIO) -> None:
+        self._head = head
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if self._head:
+            part, self._head = self._head[:size], self._head[size:]
+            return part
+        return self._source.read(size)
+
+
+class _Gzip:
+    """gzip by zlib alone: half as much again as fast as `gzip.GzipFile`, which checks each piece in Python."""
+
+    def __init__(self, source: _Ahead) -> None:
+        self._source = source
+        self._stream = zlib.decompressobj(wbits=31)
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        while True:
+            if self._stream.eof and not self._next_member():
+                return b""
+            if not (data := self._rest or self._source.read(_READ)):
+                raise ImageInvalid("the layer is cut short")
+            found = self._stream.decompress(data, size)
+            self._rest = self._stream.unconsumed_tail
+            if found:
+                return found
+
+    def _next_member(self) -> bool:
+        rest = self._stream.unused_data.lstrip(b"\0")  # padding may stand between
+        while not rest:
+            if not (data := self._source.read(_READ)):
+                return False
+            rest = data.lstrip(b"\0")
+        self._stream, self._rest = zlib.decompressobj(wbits=31), rest
+        return True
+
+
+def apply(source: BinaryIO, tree: Tree, sink: Sink, *, limits: Limits, keep_setuid: bool, layered: bool = True) -> str:
+    """Lay a tar archive over a tree; ImageInvalid with the member's name if it can't be.
+
+    With layered, whiteouts count. Returns the digest of the archive as it was before compression (a diff id).
+    """
+    try:
+        stream = Forward(decompressed(source), limits.total_bytes)
+        archive = tarfile.TarFile(fileobj=stream, mode="r", encoding="utf-8", errors="surrogateescape")
+        if layered:
+            tree.begin_layer()
+        now = int(time.time())
+        while (member := archive.next()) is not None:
+            archive.members = []  # type: ignore[attr-defined]  # or it keeps a million of them
+            _apply(member, archive, tree, sink, now, keep_setuid, layered)
+        while stream.read(_READ):  # the digest is of all of it
+            pass
+        return stream.digest
+    except _DAMAGED as error:
+        raise ImageInvalid(f"the archive is damaged: {error}", hint="it is cut short, or no tar archive") from error
+
+
+def _apply(
+    member: tarfile.TarInfo,
+    archive: tarfile.TarFile,
+    tree: Tree,
+    sink: Sink,
+    now: int,
+    keep_setuid: bool,
+    layered: bool,
+) -> None:
+    path = member.name.encode(errors="surrogateescape")
+    if layered and tree.whiteout(path):
+        return
+    if member.isreg():
+        contents = archive.extractfile(member)
+        assert contents is not None
+        node = _node("file", member, now)
+        node.pieces = sink.add(contents)  # type: ignore[arg-type]  # it reads
+        if node.size != member.size:
+            raise ImageInvalid(f"{show(path)} is cut short")
+    elif member.isdir():
+        node = _node("dir", member, now)
+    elif member.issym():
+        node = _node("symlink", member, now)
+        node.target = member.linkname.encode(errors="surrogateescape")
+        if not 0 < len(node.target) < PATH_MAX - 96:
+            raise ImageInvalid(f"{show(path)} is a link whose target is too long")
+    elif member.islnk():
+        tree.link(path, member.linkname.encode(errors="surrogateescape"))
+        return
+    elif member.isfifo():
+        node = _node("fifo", member, now)
+    else:
+        return  # a device: there is none inside that a sandbox could have
+    tree.put(path, node if keep_setuid else without_setuid(node))
+
+
+def _node(kind: str, member: tarfile.TarInfo, now: int) -> Node:
+    if not (0 <= member.uid <= _ID_MAX and 0 <= member.gid <= _ID_MAX):
+        raise ImageInvalid(f"{member.name[:200]} belongs to user {member.uid}:{member.gid}")
+    # What is newer than the image would look changed by the sandbox (isolation/guest/layer.c).
+    mtime = min(max(0, int(member.mtime)), now)
+    node = folder(member.mode & 0o7777, member.uid, member.gid)
+    node.kind = kind  # type: ignore[assignment]  # one of Kind
+    node.mtime = mtime
+    return node

@@ -1,0 +1,1 @@
+"""Contents by their digest: cut, compressed, packed, counted, fetched in parts."""

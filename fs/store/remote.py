@@ -1,0 +1,159 @@
+"""Stores elsewhere: an S3 bucket, another isobox node, a folder. Opened by their URL."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from fs.errors import ImageInvalid, StoreCorrupt, StoreUnreachable
+from fs.store.backend import Backend, Directory
+
+_CONNECT_S: Final = 5.0
+_READ_S: Final = 8.0
+_AGAIN: Final = "pull or publish the image again"
+
+
+def open_store(url: str) -> Backend:
+    """The store at s3://BUCKET/PREFIX, http(s)://HOST:PORT (a node) or /FOLDER; ImageInvalid for anything else.
+
+    S3 by the usual AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL; a node by the API key in
+    ISOBOX_STORES_KEY.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "s3" and parts.netloc:
+        return Bucket(parts.netloc, parts.path.strip("/"))
+    if parts.scheme in ("http", "https") and parts.hostname:
+        return Peer(url.rstrip("/"), os.environ.get("ISOBOX_STORES_KEY", ""))
+    if url.startswith("/"):
+        return Directory(Path(url))
+    raise ImageInvalid(f"{url!r} is no store", hint="write s3://BUCKET/PREFIX, http://HOST:PORT or /FOLDER")
+
+
+class Bucket:
+    """An S3 bucket. An object appears whole, by S3's own rules."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        try:
+            import boto3
+            from botocore.config import Config
+        except ImportError as error:
+            raise ImageInvalid("S3 needs boto3", hint="pip install 'isobox[s3]'") from error
+        config = Config(
+            connect_timeout=_CONNECT_S,
+            read_timeout=_READ_S,
+            retries={"max_attempts": 2, "mode": "standard"},
+            max_pool_connections=32,
+        )
+        # Each its own session: the default one is shared by all threads, and not made for that.
+        region = os.environ.get("AWS_REGION", "us-east-1")
+        self._client: Any = boto3.session.Session().client("s3", region_name=region, config=config)
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+
+    def _call(self, name: str, key: str, **parts: Any) -> Any:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            return getattr(self._client, name)(Bucket=self._bucket, Key=self._prefix + key, **parts)
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            if code in ("NoSuchKey", "404", "NotFound"):
+                return None
+            raise StoreUnreachable(
+                f"the bucket {self._bucket} answers {code}", hint="see its name and the keys"
+            ) from error
+        except BotoCoreError as error:
+            raise StoreUnreachable(f"the bucket {self._bucket} does not answer: {error}") from error
+
+    def put(self, key: str, source: Path) -> None:
+        """See Backend."""
+        with source.open("rb") as file:
+            self._call("put_object", key, Body=file)
+
+    def get(self, key: str) -> bytes | None:
+        """See Backend."""
+        found = self._call("get_object", key)
+        return None if found is None else bytes(found["Body"].read())
+
+    def read(self, key: str, offset: int, length: int) -> bytes:
+        """See Backend."""
+        from botocore.exceptions import BotoCoreError
+
+        found = self._call("get_object", key, Range=f"bytes={offset}-{offset + length - 1}")
+        if found is None:
+            raise StoreCorrupt(f"the bucket {self._bucket} lacks {key}", hint=_AGAIN)
+        try:
+            return bytes(found["Body"].read())
+        except BotoCoreError as error:
+            raise StoreUnreachable(f"the bucket {self._bucket} broke off: {error}") from error
+
+    def delete(self, key: str) -> None:
+        """See Backend."""
+        self._call("delete_object", key)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """See Backend."""
+        more: dict[str, str] = {}
+        while True:
+            found = self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix + prefix, **more)
+            for each in found.get("Contents", []):
+                yield str(each["Key"]).removeprefix(self._prefix)
+            if not found.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": found["NextContinuationToken"]}
+
+    def close(self) -> None:
+        """See Backend."""
+        self._client.close()
+
+
+class Peer:
+    """Another node: its images, to be read (`GET /v1/store/KEY`)."""
+
+    def __init__(self, url: str, key: str) -> None:
+        headers = {"Authorization": f"Bearer {key}"}
+        timeout = httpx.Timeout(_READ_S, connect=_CONNECT_S)
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
+        self._url = url
+
+    def _get(self, key: str, headers: dict[str, str]) -> bytes | None:
+        try:
+            answer = self._http.get(f"/v1/store/{quote(key)}", headers=headers)
+        except httpx.HTTPError as error:
+            raise StoreUnreachable(f"the node {self._url} does not answer: {error or type(error).__name__}") from error
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return None
+        if not answer.is_success:
+            hint = "set ISOBOX_STORES_KEY to one of its API keys" if answer.status_code == 401 else ""
+            raise StoreUnreachable(f"the node {self._url} answers {answer.status_code}", hint=hint)
+        return answer.content
+
+    def put(self, key: str, source: Path) -> None:
+        """Refused: a node's store is written by that node."""
+        raise ImageInvalid(f"{self._url} is a node, and written by nobody else", hint="publish to a bucket")
+
+    def get(self, key: str) -> bytes | None:
+        """See Backend."""
+        return self._get(key, {})
+
+    def read(self, key: str, offset: int, length: int) -> bytes:
+        """See Backend."""
+        found = self._get(key, {"Range": f"bytes={offset}-{offset + length - 1}"})
+        if found is None:
+            raise StoreCorrupt(f"the node {self._url} lacks {key}", hint=_AGAIN)
+        return found
+
+    def delete(self, key: str) -> None:
+        """Refused, as `put` is."""
+        self.put(key, Path())
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """None: a node tells of what it is asked for by name."""
+        return iter(())
+
+    def close(self) -> None:
+        """See Backend."""
+        self._http.close()

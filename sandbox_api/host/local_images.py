@@ -1,0 +1,138 @@
+"""This machine's images: work that blocks for long, in threads, told line by line."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from itertools import islice
+from typing import Any, TypeVar
+
+from fs.compare import compare
+from fs.errors import UnknownImage
+from fs.image import Image
+from fs.images import ImageStore
+from fs.oci.layers import apply
+from fs.oci.registry import Access
+from fs.progress import Progress
+from fs.store.store import Writer
+from fs.tree import Limits, Tree
+from isolation.snapshots import Maker, SnapshotFolder
+from sandbox_api.host.interface import CopyFacts, Difference, ImageFacts
+
+T = TypeVar("T")
+
+
+class LocalImages:
+    """See `sandbox_api.host.interface.Images`."""
+
+    def __init__(self, store: ImageStore, snapshots: SnapshotFolder, maker: Maker, access: Access) -> None:
+        self._store = store
+        self._snapshots = snapshots
+        self._maker = maker
+        self._access = access
+        self._building = asyncio.Lock()
+
+    def all(self) -> list[ImageFacts]:
+        return [_facts(image) for image in self._store.all()]
+
+    def named(self, name: str) -> ImageFacts | None:
+        image = self._store.named(name)
+        return None if image is None else _facts(image)
+
+    async def ensure(self, name: str) -> ImageFacts:
+        return _facts(await self.ready(name))
+
+    async def ready(self, name: str) -> Image:
+        """The same, as the store has it."""
+        if (image := self._store.ready(name)) is not None:
+            return image
+        async with self._building:
+            return await asyncio.to_thread(self._store.ensure, name)
+
+    async def pull(self, name: str, reference: str, credentials: str | None) -> AsyncIterator[str | ImageFacts]:
+        def work(progress: Progress) -> ImageFacts:
+            found = self._store.pull(name, reference, self._access, credentials=credentials, progress=progress)
+            return _facts(found)
+
+        async for each in _told(work):
+            yield each
+
+    async def derive(
+        self, name: str, image_digest: str, copy: CopyFacts | None, config: dict[str, Any]
+    ) -> AsyncIterator[str | ImageFacts]:
+        for image in self._store.everybodys():
+            if image.digest == image_digest and image.origin is not None:
+                await asyncio.to_thread(self._store.elsewhere.localise, image)
+
+        def fill(tree: Tree, writer: Writer) -> dict[str, Any]:
+            base = self._store.tree(image_digest)
+            tree.root.children.update(base.root.children)
+            tree.put(b"", base.root)
+            if copy is not None:
+                opened = self._snapshots.open(copy.name, copy.digest, self._maker)
+                try:
+                    with os.fdopen(os.dup(opened.fds[0]), "rb") as layer:
+                        layer.seek(0)
+                        # What its own root made set-user-id is no more than that root's word, inside.
+                        apply(layer, tree, writer, limits=Limits(), keep_setuid=True)
+                finally:
+                    opened.close()
+            return config
+
+        async for each in _told(lambda progress: _facts(self._store.make(name, fill, progress))):
+            yield each
+
+    async def push(self, name: str, reference: str, credentials: str | None) -> AsyncIterator[str]:
+        if (image := self._store.named(name)) is None:
+            raise UnknownImage(f"there is no image {name!r}")
+
+        def work(progress: Progress) -> str:
+            self._store.elsewhere.localise(image)
+            return self._store.push(image, reference, self._access, credentials=credentials, progress=progress)
+
+        async for each in _told(work):
+            yield each
+
+    async def blob(self, key: str, offset: int, length: int) -> bytes | None:
+        return await asyncio.to_thread(self._store.elsewhere.blob, key, offset, length)
+
+    async def differences(self, older: str, newer: str, most: int) -> tuple[list[Difference], bool]:
+        def work() -> tuple[list[Difference], bool]:
+            found = list(islice(compare(self._store.tree(older), self._store.tree(newer)), most + 1))
+            return found[:most], len(found) > most
+
+        return await asyncio.to_thread(work)
+
+    async def remove(self, name: str) -> None:
+        await asyncio.to_thread(self._store.remove, name)
+
+    async def prune(self) -> None:
+        await asyncio.to_thread(self._store.prune)
+
+
+async def _told(work: Callable[[Progress], T]) -> AsyncIterator[str | T]:
+    """Run work in a thread: its lines, then what it returns. Whoever leaves early stops it and waits for its end."""
+    loop, lines = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+    progress = Progress(lambda line: _later(loop, lines, line))
+
+    def run() -> T:
+        try:
+            return work(progress)
+        finally:
+            _later(loop, lines, None)
+
+    running = loop.run_in_executor(None, run)
+    try:
+        while (line := await lines.get()) is not None:
+            yield line
+        yield await running
+    finally:
+        progress.stop()
+        await asyncio.wait([running])
+
+
+def _later(loop: asyncio.AbstractEventLoop, lines: "asyncio.Queue[str | None]", line: str | None) -> None:
+    loop.call_soon_threadsafe(lines.put_nowait, line)
+
+
+def _facts(image: Image) -> ImageFacts:
+    return ImageFacts(image.id, image.name, image.digest, image.size, image.created_at, image.config)

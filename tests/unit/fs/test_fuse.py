@@ -1,0 +1,53 @@
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fs.lazy import fuse
+
+
+def packet(opcode: int, body: bytes = b"", node: int = 1, unique: int = 7) -> bytes:
+    return struct.pack("<IIQQIIIHH", 40 + len(body), opcode, unique, node, 0, 0, 0, 0, 0) + body
+
+
+def test_an_init_takes_what_it_knows_of_what_is_offered() -> None:
+    body = struct.pack("<IIIII44x", 7, 45, 131072, 0xFFFFFFFF, 0xFFFFFFFF)
+    answer, resends = fuse.init(fuse.parse(packet(fuse.INIT, body)))
+    assert resends
+    major, minor, readahead, flags = struct.unpack_from("<IIII", answer, 16)
+    assert (major, minor, readahead) == (7, 40, fuse.MAX_READ)
+    assert flags & ~(1 | 1 << 18 | 1 << 22 | 1 << 30) == 0
+    assert len(answer) == 16 + 64
+    older, resends = fuse.init(fuse.parse(packet(fuse.INIT, struct.pack("<IIII", 7, 31, 65536, 1))))
+    assert not resends
+    assert struct.unpack_from("<IIII", older, 16)[1] == 31
+    refused, _ = fuse.init(fuse.parse(packet(fuse.INIT, struct.pack("<IIII", 8, 0, 0, 0))))
+    assert struct.unpack_from("<Ii", refused) == (16, -71)
+
+
+def test_answers_have_the_kernels_sizes() -> None:
+    request = fuse.parse(packet(fuse.LOOKUP, b"name\0"))
+    assert request.name == b"name"
+    for answer, size in (
+        (fuse.entry(request, 5, 4096), 128),
+        (fuse.attributes(request, 4096), 104),
+        (fuse.opened(request), 16),
+        (fuse.statfs(request), 80),
+        (fuse.error(request, 5), 0),
+        (fuse.resend(), 0),
+    ):
+        assert len(answer) == 16 + size
+        assert struct.unpack_from("<I", answer)[0] == len(answer)
+
+
+def test_a_read_is_bounded() -> None:
+    body = struct.pack("<QQIIQII", 0, 123, 1 << 31, 0, 0, 0, 0)
+    assert fuse.parse(packet(fuse.READ, body)).range == (123, fuse.MAX_READ)
+
+
+@given(st.binary(max_size=200))
+def test_what_the_kernel_would_not_send(raw: bytes) -> None:
+    if len(raw) < 40 or struct.unpack_from("<I", raw)[0] != len(raw):
+        with pytest.raises(ValueError, match="packet"):
+            fuse.parse(raw)
