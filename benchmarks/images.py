@@ -96,7 +96,8 @@ def first_run(http: httpx.Client, image: str) -> float:
     found: dict[str, Any] = {}
 
     def work() -> None:
-        found.update(http.post("/v1/sandboxes", json={"image": image}).json())
+        found.update(http.post("/v1/sandboxes", json={"image": image}, timeout=120).json())
+        assert "id" in found, found
         answer = http.post(f"/v1/sandboxes/{found['id']}/exec", json={"argv": ["python3", "-c", "pass"]})
         assert answer.json()["outcome"]["exit_code"] == 0, answer.text
 
@@ -260,7 +261,7 @@ def transfers(server: Server, http: httpx.Client, rounds: int) -> list[Row]:
                         highest = max(highest, rss_mib(server.process.pid))  # type: ignore[union-attr]
 
         down.append(GIB / 1e6 / (timed(read) / 1000))
-    http.delete(path, params={"path": "/home/user/big"})
+        http.delete(path, params={"path": "/home/user/big"})  # a replaced file needs its place twice
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w") as archive:
         for number in range(10_000):

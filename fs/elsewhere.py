@@ -107,9 +107,10 @@ class Elsewhere:
                     if not writer.known(placed.piece.digest):
                         writer.move(placed.piece, self._images.store.stored(at))
                 writer.commit(recipe.layout)
-            partial = index / "name"
+            partial = index / f"{new_id('req')}.name"
             partial.write_text(json.dumps(asdict(image)))
             remote.put(f"names/{name}", partial)
+            partial.unlink()
         return image
 
     def blob(self, key: str, offset: int, length: int) -> bytes | None:

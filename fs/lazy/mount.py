@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +54,11 @@ class LazyMount:
         settings: LazySettings,
         kept: int | None,
         *,
-        keep: Callable[[int], None],
-        drop: Callable[[], None],
+        keep: Callable[[int], object],
+        drop: Callable[[], object],
         on_lost: Callable[[int, str], None],
     ) -> None:
+        self._starting = threading.Lock()
         self._on_lost = on_lost
         self._told = 0
         self._settings = settings
@@ -78,10 +80,11 @@ class LazyMount:
 
     def start(self) -> None:
         """Mount it if it is not, and have a process answer; ImageError if that cannot be."""
-        if self._fd is None:
-            self._mount()
-        if not self._alive():
-            self._spawn()
+        with self._starting:
+            if self._fd is None:
+                self._mount()
+            if not self._alive():
+                self._spawn()
 
     def _mount(self) -> None:
         self.point.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -150,12 +153,19 @@ class LazyMount:
         while True:
             await asyncio.sleep(pause)
             self._look_for_lost()
-            if self._fd is None or await asyncio.to_thread(self._alive):
+            if self._fd is None or await asyncio.to_thread(self._look):
                 pause = _LOOK_S
                 continue
-            _log.warning("the process of lazy images has gone; another one goes on")
-            await asyncio.to_thread(self._spawn)
+            _log.warning("the process of lazy images had gone; another one goes on")
             pause = min(pause * 2, _BACK_OFF_MAX_S)
+
+    def _look(self) -> bool:
+        """Whether a process answers; if not, another one is started."""
+        with self._starting:
+            alive = self._alive()
+            if not alive:
+                self._spawn()
+            return alive
 
     def _look_for_lost(self) -> None:
         try:

@@ -23,7 +23,10 @@ class Backend(Protocol):
     """Bytes under keys; every call blocks and raises a StoreError of `fs.errors` on failure."""
 
     def put(self, key: str, source: Path) -> None:
-        """Keep a file's contents; when it returns they are safe, and nobody ever sees a part of them."""
+        """Keep a file's contents; when it returns they are safe, and nobody ever sees a part of them.
+
+        The file itself may be kept: it is not written to again.
+        """
 
     def get(self, key: str) -> bytes | None:
         """All of it; None if there is no such key."""

@@ -114,7 +114,7 @@ class Peer:
     """Another node: its images, to be read (`GET /v1/store/KEY`)."""
 
     def __init__(self, url: str, key: str) -> None:
-        headers = {"Authorization": f"Bearer {key}"}
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(_READ_S, connect=_CONNECT_S)
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
         self._url = url

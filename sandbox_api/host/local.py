@@ -78,7 +78,7 @@ class LocalHost:
         self._held = machine.keeper.take_all()
         self._fleet = Fleet(self._tasks)
         self._foreground = Foreground()
-        kept = self._held.pop(_LAZY, None)
+        kept, loop = self._held.pop(_LAZY, None), asyncio.get_running_loop()
         self._lazy = LazyMount(
             LazySettings(
                 folder=settings.state / "lazy",
@@ -88,8 +88,9 @@ class LocalHost:
                 limit_bytes=settings.lazy_cache_mb << 20,
             ),
             None if kept is None else kept[0],
-            keep=lambda fd: machine.keeper.put(_LAZY, (fd, fd)),
-            drop=lambda: machine.keeper.drop(_LAZY),
+            # The keeper is spoken to by the loop's thread alone.
+            keep=lambda fd: loop.call_soon_threadsafe(machine.keeper.put, _LAZY, (fd, fd)),
+            drop=lambda: loop.call_soon_threadsafe(machine.keeper.drop, _LAZY),
             on_lost=self._image_lost,
         )
         if kept is not None:

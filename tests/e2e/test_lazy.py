@@ -1,6 +1,7 @@
 """Images that lie in a store elsewhere: served part by part, over a real S3 server, a folder and another node."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -174,6 +175,8 @@ def test_sandboxes_outlive_the_process_and_the_server(bucket: Bucket, tmp_path: 
     folder = tmp_path / "store"
     folder.mkdir()
     publish("base", str(folder))
+    publish("python", str(folder))
+    assert json.loads((folder / "names/base").read_text())["name"] == "base"
     with fresh_machine(tmp_path / "far", ISOBOX_STORES=str(folder)) as far:
         sandbox = Sandbox.create("base", url=far.url, api_key=far.key)
         sandbox.exec("sh", "-c", "echo hello").check()
