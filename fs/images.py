@@ -89,7 +89,17 @@ class ImageStore:
     def file(self, digest: str) -> Path:
         """Where the EROFS file of that digest lies, if it is still there."""
         path = self._written(digest)
-        return path if self._lazy is None or path.exists() or not self.store.has(digest) else self._lazy.path(digest)
+        return self._lazy.path(digest) if self._served(digest) and self._lazy is not None else path
+
+    def has_file(self, digest: str) -> bool:
+        """Whether there is such a file. The mount of lazy images is not asked: its process may just be replaced."""
+        return self._written(digest).exists() or self._served(digest)
+
+    def _served(self, digest: str) -> bool:
+        """Whether it is to be had part by part alone."""
+        if self._lazy is None or not self._lazy.started or self._written(digest).exists():
+            return False
+        return self.store.has(digest)
 
     def _written(self, digest: str) -> Path:
         return self.folder / f"{digest.removeprefix('sha256:')}.erofs"
@@ -152,7 +162,7 @@ class ImageStore:
     def ready(self, name: str) -> Image | None:
         """The image of that name if it can be used as it is."""
         image = self.named(name)
-        return image if image is not None and image.init == self.stamp and self.path(image).exists() else None
+        return image if image is not None and image.init == self.stamp and self.has_file(image.digest) else None
 
     # ---- making
 

@@ -74,6 +74,11 @@ class LazyMount:
         """Where it is mounted."""
         return self._settings.folder / "images"
 
+    @property
+    def started(self) -> bool:
+        """Whether it is mounted."""
+        return self._fd is not None
+
     def path(self, digest: str) -> Path:
         """Where the image of that digest can be read."""
         return self.point / f"{digest.removeprefix('sha256:')}.erofs"

@@ -142,10 +142,9 @@ class LocalCopies:
         return sandbox.id
 
     def _image_file(self, digest: str) -> Path:
-        path = self._images.file(digest)
-        if not path.exists():
+        if not self._images.has_file(digest):
             raise SnapshotUnusable("the image that it was made with is gone", hint="make another one")
-        return path
+        return self._images.file(digest)
 
     async def _prepare(self, id_: str, image_digest: str, resources: Resources, *, pooled: bool) -> Sandbox:
         path = self._image_file(image_digest)
