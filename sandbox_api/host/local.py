@@ -147,6 +147,8 @@ class LocalHost:
         if (image := self._images.ready(self._settings.pool_image)) is not None:
             self._pool.keep_warm(self._shape(image, DEFAULT))
         self._tasks.spawn(self._pool.run(), name="pool")
+        if self._settings.stores:
+            await asyncio.to_thread(self._lazy.start)  # now, not when the first image waits for it
         self._tasks.spawn(self._lazy.run(), name="lazy images")
         self._tasks.spawn(self._freezer.run(), name="freezer")
 
