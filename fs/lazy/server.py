@@ -93,23 +93,24 @@ class Server:
                 return [fuse.reply_head(request, len(data)), data]
             return [self._small(request)]
         except ImageError as error:
-            self._failed(request.pid, error)
-            return [fuse.error(request, errno.EIO)]
-        except Exception:
+            self._failed(request.pid, error.detail)
+        except Exception as error:  # the thread goes on: others' requests are not to wait for ever
             _log.exception("a request failed", opcode=request.opcode)
-            return [fuse.error(request, errno.EIO)]
+            self._failed(request.pid, f"{type(error).__name__}: {error}")
+        return [fuse.error(request, errno.EIO)]
 
-    def _failed(self, pid: int, error: ImageError) -> None:
+    def _failed(self, pid: int, error: str) -> None:
         """Whoever gets an error here asks again at once, for ever: the sentry knows no error of a file that it maps."""
         now = time.monotonic()
         with self._lock:
             since, last = self._failing.get(pid, (now, 0.0))
             since = since if now - last < _FORGIVEN_S else now
+            self._failing = {each: times for each, times in self._failing.items() if now - times[1] < _FORGIVEN_S}
             self._failing[pid] = (since, now)
         if now - last > _FORGIVEN_S:
-            _log.error("a part of an image cannot be had", error=error.detail, thread=pid)
+            _log.error("a part of an image cannot be had", error=error, thread=pid)
         elif now - since > _PATIENCE_S:
-            self._on_lost(pid, error.detail)
+            self._on_lost(pid, error)
         time.sleep(_AFTER_FAILURE_S)
 
     def _small(self, request: fuse.Request) -> bytes:

@@ -39,7 +39,6 @@ _CHALLENGE: Final = re.compile(r'(\w+)="([^"]*)"')
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _TRY_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _OK: Final = 200
-_PARTIAL: Final = 206
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,11 @@ what others get, at their creation or when they reload. One sandbox at a time ma
 writing.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from common.ids import new_id
 from isolation.files import Entry
@@ -35,6 +37,7 @@ class VolumeService:
         self._host = host
         self._registry = registry
         self._store = registry.store
+        self._committing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     # ---- volumes themselves
 
@@ -71,10 +74,11 @@ class VolumeService:
 
     async def upload(self, tenant: str, name: str, path: str, archive: AsyncIterator[bytes]) -> VolumeRecord:
         """Lay a tar archive (plain, gzip or zstd) over its files, in the folder path; that is a commit."""
-        record = await self.get(tenant, name)
-        await self._check_free(tenant, record)
-        await self._commit(record, unpacked(archive), below=record.files, at=path)
-        return record
+        async with self._alone(await self.get(tenant, name)):
+            record = await self.get(tenant, name)
+            await self._check_free(tenant, record)
+            await self._commit(record, unpacked(archive), below=record.files, at=path)
+            return record
 
     async def download(self, tenant: str, name: str, path: str) -> AsyncIterator[bytes]:
         """Files below a folder of it, as a tar archive."""
@@ -109,16 +113,17 @@ class VolumeService:
 
     async def restore(self, tenant: str, name: str, snapshot: str) -> VolumeRecord:
         """Let its files be again what a snapshot kept; that is a commit."""
-        record = await self.get(tenant, name)
-        await self._check_free(tenant, record)
-        kept = next((each for each in record.snapshots if each["id"] == snapshot), None)
-        if kept is None:
-            raise not_found("snapshot")
-        older, record.version, record.size = record.version, kept["version"], kept["size"]
-        record.updated_at = time.time()
-        await self._store.save_volume(record)
-        await self._let_go(record, older)
-        return record
+        async with self._alone(await self.get(tenant, name)):
+            record = await self.get(tenant, name)
+            await self._check_free(tenant, record)
+            kept = next((each for each in record.snapshots if each["id"] == snapshot), None)
+            if kept is None:
+                raise not_found("snapshot")
+            older, record.version, record.size = record.version, kept["version"], kept["size"]
+            record.updated_at = time.time()
+            await self._store.save_volume(record)
+            await self._let_go(record, older)
+            return record
 
     # ---- in sandboxes
 
@@ -156,9 +161,11 @@ class VolumeService:
                 f"the sandbox has {record.name} read-only",
                 hint="create it with read_only=false",
             )
-        contents = self._host.system_files.pack(live.record.id, path.rstrip("/"), "root")
-        await anext(contents)
-        await self._commit(record, _bytes(contents), below=None, at="/")
+        async with self._alone(record):
+            record = await self.get(tenant, mounted["name"])
+            contents = self._host.system_files.pack(live.record.id, path.rstrip("/"), "root")
+            await anext(contents)
+            await self._commit(record, _bytes(contents), below=None, at="/")
         mounted["version"] = record.version
         await self._store.save_sandbox(live.record)
         return record
@@ -181,6 +188,10 @@ class VolumeService:
             known = ", ".join(live.record.volumes) or "none"
             raise Problem(404, "volume_not_found", f"no volume lies at {path}", hint=f"the sandbox's are: {known}")
         return live, mounted
+
+    def _alone(self, record: VolumeRecord) -> asyncio.Lock:
+        """One commit of a volume at a time: each makes the version after the one it found."""
+        return self._committing.setdefault(record.id, asyncio.Lock())
 
     async def _check_free(self, tenant: str, record: VolumeRecord) -> None:
         if record.writer is None:

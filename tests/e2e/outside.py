@@ -75,6 +75,7 @@ class Outside:
 
     folder: Path
     namespace: str
+    device: str
 
     @property
     def environment(self) -> dict[str, str]:
@@ -103,7 +104,7 @@ def outside(folder: Path) -> Iterator[Outside]:
     """The network with all that runs there; nothing is left of it."""
     namespace, device = f"outside-{os.getpid()}", f"out{os.getpid() % 100000}"
     certificates(folder)
-    found = Outside(folder, namespace)
+    found = Outside(folder, namespace, device)
     found.say()
     _run(f"ip netns add {namespace}")
     try:

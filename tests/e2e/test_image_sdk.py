@@ -47,16 +47,16 @@ def test_an_image_as_code(own: Server, tmp_path: Path) -> None:
     image = (
         Image.base("python")
         .env(PYTHONPATH="/srv")
-        .workdir("/work")
+        .workdir("/app")
         .copy_local(tmp_path / "src", "/srv")
-        .copy_local(tmp_path / "one.txt", "/work/renamed.txt")
+        .copy_local(tmp_path / "one.txt", "/app/renamed.txt")
         .run("python3 -c 'import pkg; print(pkg.ANSWER)' > answer", "test -s answer")
     )
     told: list[str] = []
     info = image.build(on_log=told.append, url=own.url, api_key=own.key)
     assert "copy sha256" in "".join(told)
     with Sandbox.create(image, url=own.url, api_key=own.key) as sandbox:
-        assert sandbox.exec("sh", "-c", "cat answer renamed.txt; pwd").stdout == "42\none\n/work\n"
+        assert sandbox.exec("sh", "-c", "cat answer renamed.txt; pwd").stdout == "42\none\n/app\n"
         assert sandbox.info.image == info.id
     (tmp_path / "src/pkg/__init__.py").write_text("ANSWER = 43\n")
     again = Image.base("python").copy_local(tmp_path / "src", "/srv").build(url=own.url, api_key=own.key)
