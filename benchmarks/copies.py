@@ -183,8 +183,7 @@ class RawCopies:
             cgroups.detect(),
             self._keeper,
             self._folder / "run",
-            build.binary(cache),
-            build.binary(cache, build.LAYER),
+            build.brought(cache),
         )
         self._source = await Raw.create(self._machine, new_id("sbx"), image=self._image, resources=DEFAULT)
         self._exec = Exec(ExecSpec(["python3", "-c", holding(heap_mb)], "user"), self._folder / "log")

@@ -142,8 +142,7 @@ async def _raw(work: Callable[[Callable[[list[str]], Any]], Any]) -> None:
         keeper.connect()
         (Path(folder) / "run").mkdir()
         found = await runsc.find(os.environ.get("ISOBOX_RUNSC"), cache)
-        init, layer = build.binary(cache), build.binary(cache, build.LAYER)
-        machine = Machine(found, cgroups.detect(), keeper, Path(folder) / "run", init, layer, links)
+        machine = Machine(found, cgroups.detect(), keeper, Path(folder) / "run", build.brought(cache), links)
         sandbox = await Sandbox.create(machine, new_id("sbx"), image=image, resources=DEFAULT)
         try:
 

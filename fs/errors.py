@@ -1,6 +1,7 @@
 """What can go wrong with images and the store.
 
 IsoboxError
+├── BucketFailed            a bucket refused, or did not answer; errno says it to who reads and writes there
 └── ImageError
     ├── UnknownImage        no image of that name
     ├── Interrupted         nobody wants it any more (`fs.progress`)
@@ -12,6 +13,14 @@ IsoboxError
 """
 
 from common.errors import IsoboxError
+
+
+class BucketFailed(IsoboxError):
+    """A bucket refused, or did not answer; errno is what read(2) and write(2) tell of it."""
+
+    def __init__(self, detail: str, *, errno: int, hint: str = "") -> None:
+        super().__init__(detail, hint=hint)
+        self.errno = errno
 
 
 class ImageError(IsoboxError):

@@ -29,12 +29,12 @@ from common.ids import new_id
 from fs import bases, erofs, rootfs
 from fs.elsewhere import Elsewhere
 from fs.errors import ImageError, ImageInvalid, UnknownImage
+from fs.guarded import Access
 from fs.image import Image, is_inner
 from fs.lazy.mount import LazyMount
 from fs.oci.archive import saved_image
 from fs.oci.layers import apply
 from fs.oci.reference import parse
-from fs.oci.registry import Access
 from fs.oci.transfer import load, pull, push
 from fs.programs import output_of
 from fs.progress import Progress

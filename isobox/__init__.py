@@ -7,6 +7,7 @@ with isobox.Sandbox.create("python") as sandbox:
 """
 
 from isobox.aio import AsyncContext, AsyncProcess, AsyncSandbox
+from isobox.bucket import Bucket
 from isobox.calls import Policy
 from isobox.client import Context, Process, Sandbox
 from isobox.errors import (
@@ -46,6 +47,7 @@ __all__ = [
     "AsyncContext",
     "AsyncProcess",
     "AsyncSandbox",
+    "Bucket",
     "ConflictError",
     "ConnectionFailed",
     "Context",

@@ -187,8 +187,7 @@ class AsyncSandbox:
             "snapshot": snapshot,
             "resources": resources,
             "network": network,
-            "volumes": as_asked(volumes),
-        }
+        } | as_asked(volumes)
         return await cls._opened(calls.create(fields), url, api_key)
 
     @classmethod

@@ -185,8 +185,7 @@ class Sandbox:
             "snapshot": snapshot,
             "resources": resources,
             "network": network,
-            "volumes": as_asked(volumes),
-        }
+        } | as_asked(volumes)
         return cls._opened(calls.create(fields), url, api_key)
 
     @classmethod

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from isobox import calls, trees
+from isobox.bucket import Bucket
 from isobox.config import Config
 from isobox.errors import ConflictError
 from isobox.transport import Transport
@@ -119,16 +120,17 @@ def _send(config: Config, call: calls.Call) -> Any:
         return transport.send(call)
 
 
-Volumes = dict[str, "str | Volume | dict[str, Any]"]
-"""Where volumes lie in a sandbox: by path, a volume, its name, or {"name", "read_only"}."""
+Volumes = dict[str, "str | Volume | Bucket | dict[str, Any]"]
+"""What lies where in a sandbox: by path, a volume, its name, {"name", "read_only"}, or a bucket."""
 
 
-def as_asked(volumes: "Volumes | None") -> dict[str, Any] | None:
-    """As the API takes them."""
-    if volumes is None:
-        return None
-    found: dict[str, Any] = {}
-    for path, each in volumes.items():
-        name = each.name if isinstance(each, Volume) else each
-        found[path] = {"name": name} if isinstance(name, str) else name
+def as_asked(volumes: "Volumes | None") -> dict[str, Any]:
+    """As the API takes them: the fields `volumes` and `buckets`, those that there are."""
+    found: dict[str, dict[str, Any]] = {}
+    for path, each in (volumes or {}).items():
+        if isinstance(each, Bucket):
+            found.setdefault("buckets", {})[path] = each.as_asked()
+        else:
+            name = each.name if isinstance(each, Volume) else each
+            found.setdefault("volumes", {})[path] = {"name": name} if isinstance(name, str) else name
     return found

@@ -60,16 +60,20 @@ class Connection:
 
 
 @asynccontextmanager
-async def dial(link: Link, port: int) -> AsyncIterator[Connection]:
-    """Connect to 127.0.0.1:port inside; PortClosed where nothing listens. Closed at the end of the block."""
+async def dial(link: Link, where: int | str) -> AsyncIterator[Connection]:
+    """Connect to 127.0.0.1:PORT inside, or to the abstract address of that name; PortClosed where nothing listens.
+
+    Closed at the end of the block.
+    """
     inbox = Inbox()
-    request = encode_request(user="0", cwd="", argv=[str(port).encode()], env={})
+    argv = [str(where).encode() if isinstance(where, int) else f"@{where}".encode()]
+    request = encode_request(user="0", cwd="", argv=argv, env={})
     try:
         guest = await link.start(inbox, request, flags=StartFlag.DIAL, timeout=_DIAL_TIMEOUT_S)
     except StartFailed as error:
         if error.errno == errno.ECONNREFUSED:
             raise PortClosed(
-                f"nothing listens on port {port}", hint="start the server first, or wait for it"
+                f"nothing listens on port {where}", hint="start the server first, or wait for it"
             ) from error
         raise
     try:

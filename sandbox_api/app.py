@@ -23,6 +23,7 @@ from sandbox_api.problems import Problem, from_error, invalid
 from sandbox_api.routes import contexts as context_routes
 from sandbox_api.routes import execs, files, images, network, ports, sandboxes, snapshots, streams, system, volumes
 from sandbox_api.routes.context import Services
+from sandbox_api.services.buckets import BucketService
 from sandbox_api.services.builder import Builder
 from sandbox_api.services.catalog import Catalog
 from sandbox_api.services.contexts import ContextService
@@ -72,24 +73,30 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
         egress = EgressService(settings, host, registry, secrets, metrics)
         exec_service = ExecService(settings, host, registry, tasks, metrics)
         life = Life(registry, metrics)
-        parking = Parking(settings, host, registry, life, exec_service, egress, tasks)
+        buckets = BucketService(host, registry, secrets)
+        parking = Parking(settings, host, registry, life, exec_service, egress, buckets, tasks)
         contexts = ContextService(settings, host, registry, exec_service, tasks)
         catalog = Catalog(host, store)
         volume_service = VolumeService(settings, host, registry)
         sandbox_service = SandboxService(
-            settings, host, registry, catalog, volume_service, life, exec_service, parking, contexts, egress, tasks
+            *(settings, host, registry, catalog, volume_service, buckets),
+            *(life, exec_service, parking, contexts, egress, tasks),
         )
         uploads = Uploads(settings.state / "uploads")
         builder = Builder(settings, host, registry, catalog, sandbox_service, exec_service, uploads)
         image_service = ImageService(host, store, catalog, builder, secrets, uploads, tasks)
-        copies = CopyService(settings, host, registry, life, exec_service, contexts, sandbox_service, egress, tasks)
+        copies = CopyService(
+            settings, host, registry, life, exec_service, contexts, sandbox_service, egress, buckets, tasks
+        )
         await sandbox_service.recover()
         await image_service.recover()
+        await buckets.recover()
         await host.begin()
         await copies.keep_templates()
         tasks.spawn(sandbox_service.watch_ends(), name="ends")
         tasks.spawn(egress.watch(exec_service.tell), name="refusals")
         tasks.spawn(sandbox_service.watch_clock(), name="clock")
+        tasks.spawn(buckets.watch_failures(), name="bucket failures")
         tasks.spawn(copies.watch_expiry(), name="expiry")
         tasks.spawn(sandbox_service.watch_retention(), name="retention")
         tasks.spawn(image_service.watch_uploads(), name="uploads")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from common.errors import IsoboxError
-from fs.errors import ImageError, ImageInvalid, StoreFull, StoreUnreachable, UnknownImage
+from fs.errors import BucketFailed, ImageError, ImageInvalid, StoreFull, StoreUnreachable, UnknownImage
 from isolation.connections import PortClosed
 from isolation.errors import (
     ChannelViolation,
@@ -18,6 +18,7 @@ from isolation.errors import (
     SnapshotUnusable,
 )
 from isolation.files import FileFailed
+from isolation.foldermount import MountFailed
 from netpolicy.errors import GatewayUnavailable, NetworkUnavailable, PolicyInvalid
 
 TYPE_PREFIX: Final = "urn:isobox:problem:"
@@ -104,6 +105,8 @@ def from_error(error: IsoboxError) -> Problem:
 _ERRORS: Final[Mapping[type[IsoboxError], tuple[int, str, bool]]] = {
     UnknownImage: (404, "image_not_found", False),
     ImageInvalid: (422, "image_invalid", False),
+    BucketFailed: (422, "bucket_unusable", False),
+    MountFailed: (422, "mount_failed", False),
     StoreFull: (507, "store_full", False),
     StoreUnreachable: (502, "registry_unreachable", True),
     ImageError: (500, "image_failed", True),

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from common.errors import IsoboxError
-from fs.oci.registry import Access
+from fs.guarded import Access
 from netpolicy.errors import PolicyInvalid
 from netpolicy.floor import BLOCK
 from netpolicy.network import NetworkSettings, host_resolvers
@@ -45,6 +45,8 @@ class Settings:
     store_quota_mb: int = 102400
     image_limit_mb: int = 32768
     registries: Access = field(default_factory=Access)
+    buckets: Access = field(default_factory=lambda: Access(setting="ISOBOX_BUCKETS"))
+    bucket_spool_mb: int = 10240
     stores: tuple[str, ...] = ()
     lazy_cache_mb: int = 20480
     network: bool = True
@@ -144,7 +146,7 @@ def _networks(text: str) -> tuple[IPv4Network, ...]:
     return tuple(IPv4Network(each) for each in text.replace(",", " ").split())
 
 
-def _registries(text: str) -> Access:
+def _hosts(text: str, setting: str) -> Access:
     private: set[str] = set()
     plain: set[str] = set()
     for each in text.replace(",", " ").split():
@@ -152,7 +154,7 @@ def _registries(text: str) -> Access:
         if not re.fullmatch(r"[A-Za-z0-9.-]+(:\d{1,5})?|\[[0-9a-f:.]+\](:\d{1,5})?", host):
             raise ValueError(f"{each}: expected HOST:PORT, or http://HOST:PORT for one without TLS")
         (private if host == each else plain).add(host)
-    return Access(frozenset(private), frozenset(plain))
+    return Access(frozenset(private), frozenset(plain), setting)
 
 
 def _deny(text: str) -> tuple[HostRule | CidrRule, ...]:
@@ -195,7 +197,9 @@ _PARSERS: dict[str, Callable[[str], dict[str, object]]] = {
     "image_limit_mb": lambda text: {"image_limit_mb": _positive(text)},
     "stores": lambda text: {"stores": tuple(text.replace(",", " ").split())},
     "lazy_cache_mb": lambda text: {"lazy_cache_mb": _positive(text)},
-    "registries": lambda text: {"registries": _registries(text)},
+    "registries": lambda text: {"registries": _hosts(text, "ISOBOX_REGISTRIES")},
+    "buckets": lambda text: {"buckets": _hosts(text, "ISOBOX_BUCKETS")},
+    "bucket_spool_mb": lambda text: {"bucket_spool_mb": _positive(text)},
     "network": lambda text: {"network": _flag(text)},
     "egress_block": lambda text: {"egress_block": _block(text)},
     "egress_dns": lambda text: {"egress_dns": _resolvers(text)},

@@ -5,6 +5,7 @@ A file's number is made of its digest, so that another process knows it too.
 
 import errno
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -12,8 +13,8 @@ from typing import Final
 
 import structlog
 
+from fs import fuse
 from fs.errors import ImageError
-from fs.lazy import fuse
 from fs.lazy.image import LazyImage
 
 _log = structlog.get_logger(__name__)
@@ -32,6 +33,13 @@ Open = Callable[[str], LazyImage | None]
 def number(digest: str) -> int:
     """The number of a digest's file."""
     return int(digest[:16], 16) | 1 << 62
+
+
+_ROOT: Final = fuse.Attributes(fuse.ROOT, stat.S_IFDIR | 0o555)
+
+
+def _file(node: int, size: int) -> fuse.Attributes:
+    return fuse.Attributes(node, stat.S_IFREG | 0o444, size)
 
 
 class Server:
@@ -122,12 +130,16 @@ class Server:
                 image = self._load(digest) if request.node == fuse.ROOT and request.name.endswith(_SUFFIX) else None
                 if image is None:
                     return fuse.error(request, errno.ENOENT)
-                return fuse.entry(request, number(digest), image.size)
+                return fuse.entry(request, _file(number(digest), image.size))
             case fuse.GETATTR:
                 if request.node == fuse.ROOT:
-                    return fuse.attributes(request, 0)
+                    return fuse.attributes(request, _ROOT)
                 image = self._image(request.node)
-                return fuse.error(request, errno.ESTALE) if image is None else fuse.attributes(request, image.size)
+                return (
+                    fuse.error(request, errno.ESTALE)
+                    if image is None
+                    else fuse.attributes(request, _file(request.node, image.size))
+                )
             case fuse.OPEN:
                 image = self._image(request.node)
                 if image is None:

@@ -20,7 +20,7 @@ from urllib.parse import urlencode, urljoin
 import httpx
 
 from fs.errors import ImageError, ImageInvalid, StoreUnreachable, UnknownImage
-from fs.oci.guarded import Guarded
+from fs.guarded import Access, Guarded
 from fs.oci.reference import Reference
 from fs.progress import Progress
 
@@ -39,14 +39,6 @@ _CHALLENGE: Final = re.compile(r'(\w+)="([^"]*)"')
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _TRY_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _OK: Final = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """What an operator says of registries: hosts that may have private addresses, and those spoken to without TLS."""
-
-    private: frozenset[str] = frozenset()
-    plain: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +74,7 @@ class Registry(AbstractContextManager["Registry"]):
         self._reference = reference
         scheme = "http" if reference.host in access.plain else "https"
         self._base = f"{scheme}://{reference.host}/v2/{reference.repository}/"
-        self._http = Guarded(access.private | access.plain)
+        self._http = Guarded(access)
         self._progress = progress
         self._credentials = credentials
         self._authorization: str | None = None

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from fs.errors import ImageInvalid
+from fs.guarded import Access
 from fs.oci import config, export, registry
 from fs.oci.archive import Saved
 from fs.oci.layers import Sink, apply
 from fs.oci.reference import Reference
-from fs.oci.registry import Access, Registry
+from fs.oci.registry import Registry
 from fs.progress import Progress
 from fs.tree import Limits, Node, Tree
 

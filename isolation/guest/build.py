@@ -45,11 +45,28 @@ class Program:
 INIT: Final = Program("init", ("init.c", "spawn.c", "users.c"), ("wire.h", "init.h"))
 """PID 1, which every image holds."""
 
-FILES: Final = Program("files", ("files.c", "tar.c", "watch.c"), ("tar.h",))
-"""File operations, which PID 1 starts for the host; every image holds it too."""
+FILES: Final = Program("files", ("files.c", "hold.c", "tar.c", "watch.c"), ("tar.h",))
+"""File operations and what holds mounts, which PID 1 starts for the host; every image holds it too."""
 
 LAYER: Final = Program("layer", ("layer.c", "tar.c"), ("tar.h",))
 """Saves and applies image layers; the host brings it along."""
+
+MOUNT: Final = Program("mount", ("mount.c",))
+"""Mounts folders that the host serves; the host brings it along."""
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """The programs that the host brings along: what lies in a sandbox its root may have replaced."""
+
+    init: Path
+    layer: Path
+    mount: Path
+
+
+def brought(cache: Path) -> Brought:
+    """Them, built on first use."""
+    return Brought(binary(cache), binary(cache, LAYER), binary(cache, MOUNT))
 
 
 def guest(cache: Path) -> tuple[Path, ...]:

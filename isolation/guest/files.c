@@ -424,6 +424,7 @@ static int unpack(char *path, const char *argument)
 }
 
 int watch_path(char *path, const char *argument);
+int hold(char *name, const char *argument);
 
 int main(int argc, char **argv)
 {
@@ -433,7 +434,7 @@ int main(int argc, char **argv)
 	} operations[] = {{"stat", stat_file}, {"list", list_files}, {"read", read_file},
 			  {"write", write_file}, {"remove", remove_file}, {"mkdir", make_directory}, {"page", page},
 			  {"copy", copy_path}, {"move", move_path}, {"chmod", chmod_path}, {"pack", pack},
-			  {"unpack", unpack}, {"watch", watch_path}};
+			  {"unpack", unpack}, {"watch", watch_path}, {"hold", hold}};
 	for (size_t i = 0; argc == 4 && i < sizeof operations / sizeof *operations; i++)
 		if (strcmp(argv[1], operations[i].name) == 0)
 			return operations[i].work(argv[2], argv[3]);

@@ -347,13 +347,28 @@ static void dialled(struct exec *e, int error)
 	watch(&e->in_source, e->in, EPOLLOUT, e->in_len > 0);
 }
 
-static void dial(struct exec *e, const char *port)
+/* A port of the loopback, or "@NAME": an abstract address. */
+static void dial(struct exec *e, const char *where)
 {
-	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(port))};
-	to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	e->in = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	union {
+		struct sockaddr any;
+		struct sockaddr_in port;
+		struct sockaddr_un name;
+	} to = {0};
+	socklen_t size = sizeof to.port;
+	size_t n = strlen(where);
+	if (*where == '@' && n <= sizeof to.name.sun_path) {
+		to.name.sun_family = AF_UNIX;
+		memcpy(to.name.sun_path + 1, where + 1, n - 1);
+		size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n);
+	} else {
+		to.port.sin_family = AF_INET;
+		to.port.sin_port = htons((uint16_t)atoi(where));
+		to.port.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	}
+	e->in = socket(to.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	e->socket = e->dialling = 1;
-	if (e->in < 0 || (connect(e->in, (struct sockaddr *)&to, sizeof to) < 0 && errno != EINPROGRESS))
+	if (e->in < 0 || (connect(e->in, &to.any, size) < 0 && errno != EINPROGRESS))
 		dialled(e, errno);
 	else
 		watch(&e->in_source, e->in, EPOLLOUT, 1);

@@ -59,7 +59,8 @@ enum from_init {
 	PONG,      /* aux as in PING */
 };
 
-/* START_DIAL starts nothing: argv[0] is a port of the loopback to connect to, the socket its input and output. */
+/* START_DIAL starts nothing: argv[0] is a port of the loopback, or an abstract address
+ * ("@NAME"), to connect to, the socket its input and output. */
 enum start_flags { START_PTY = 1, START_FILES = 2, START_ROOT_OK = 4, START_NO_STDIN = 8, START_DIAL = 16 };
 
 enum stage { STAGE_REQUEST = 1, STAGE_USER, STAGE_CWD, STAGE_EXEC, STAGE_SYSTEM };

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from fs.buckets.objects import Keys as Keys
+from fs.buckets.objects import Place as Place
 from fs.compare import Difference as Difference
 from isolation.cgroups import Usage as Usage
 from isolation.connections import Listener as Listener
@@ -370,8 +372,52 @@ class Volumes(Protocol):
         """Forget a version."""
 
 
+@dataclass(frozen=True, slots=True)
+class BucketMount:
+    """A bucket in a sandbox: at path, held inside at an address; owner is the number of its files' user."""
+
+    path: str
+    address: str
+    place: Place
+    keys: Keys | None
+    read_only: bool
+    owner: int
+
+
+class Buckets(Protocol):
+    """Buckets as folders of sandboxes; `fs.errors.BucketFailed` too."""
+
+    async def check(self, mount: BucketMount) -> None:
+        """Whether the bucket can be listed."""
+
+    async def mount(self, sandbox: str, mount: BucketMount) -> None:
+        """Mount it inside and serve it; `isolation.foldermount.MountFailed`."""
+
+    async def serve(self, sandbox: str, mounts: list[BucketMount]) -> None:
+        """Go on with what is mounted inside already: after a restart, a resume, in a copy."""
+
+    async def settle(self, sandbox: str) -> None:
+        """Before it ends: hear of all that has been closed inside. What it takes to store that goes on by itself."""
+
+    async def leave(self, sandbox: str) -> None:
+        """It has ended: wait a while for what is being stored, which goes on if it takes longer."""
+
+    def left(self) -> set[str]:
+        """Sandboxes of which there are files on this machine that were to be stored."""
+
+    async def finish(self, sandbox: str, mounts: list[BucketMount]) -> None:
+        """Store what a sandbox that has ended left; with no mounts it is deleted."""
+
+    async def next_failure(self) -> tuple[str, dict[str, Any]]:
+        """The next failure: whose, and what (path of the mount, file in it, detail)."""
+
+
 class Host(Protocol):
     """One machine."""
+
+    @property
+    def buckets(self) -> Buckets:
+        """Buckets in its sandboxes."""
 
     @property
     def volumes(self) -> Volumes:

@@ -29,6 +29,7 @@ from isolation.snapshots import Maker, SnapshotFolder, cpu_features
 from isolation.spec import DEFAULT, Resources
 from sandbox_api.host.fleet import Fleet
 from sandbox_api.host.interface import Egress, KnownExec, Usage
+from sandbox_api.host.local_buckets import LocalBuckets
 from sandbox_api.host.local_copies import LocalCopies
 from sandbox_api.host.local_execs import LocalExecs
 from sandbox_api.host.local_files import LocalFiles
@@ -59,10 +60,9 @@ async def local_host(settings: Settings) -> AsyncIterator["LocalHost"]:
         stack.callback(keeper.close)
         tasks = await stack.enter_async_context(TaskOwner())
         tasks.spawn(keeper.watch(), name="keeper")
-        init, layer = build.binary(settings.cache), build.binary(settings.cache, build.LAYER)
         networks = await stack.enter_async_context(local_networks(settings, run))
         links = networks if settings.network else None
-        machine = Machine(chosen, cgroups.detect(), keeper, run, init, layer, links)
+        machine = Machine(chosen, cgroups.detect(), keeper, run, build.brought(settings.cache), links)
         host = LocalHost(settings, machine, networks, tasks)
         stack.push_async_callback(host.stop)
         yield host
@@ -111,6 +111,12 @@ class LocalHost:
         self.ports = LocalPorts(self._fleet.get, self.files)
         self.networks = networks
         self.volumes = LocalVolumes(self._images)
+        self.buckets = LocalBuckets(
+            self._fleet.get,
+            settings.state / "buckets",
+            settings.buckets,
+            spool_bytes=settings.bucket_spool_mb << 20,
+        )
         self.execs = LocalExecs(self._fleet, settings.state / "logs", working=self._foreground.note)
         snapshots = SnapshotFolder(settings.state / "snapshots")
         maker = Maker(machine.runsc.release, machine.runsc.platform, cpu_features(Path("/proc/cpuinfo").read_text()))
@@ -156,6 +162,7 @@ class LocalHost:
         """Let go of everything; what runs goes on."""
         await self._tasks.cancel()  # before what the tasks use is gone
         await self._pool.drain()
+        await self.buckets.close()
         self.execs.close_logs()
         self.copies.close()
         await self._fleet.leave()

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from fs.compare import compare
 from fs.errors import UnknownImage
+from fs.guarded import Access
 from fs.image import Image
 from fs.images import ImageStore
 from fs.oci.layers import apply
-from fs.oci.registry import Access
 from fs.progress import Progress
 from fs.store.store import Writer
 from fs.tree import Limits, Tree

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sandbox_api.host.interface import DEFAULT
 from sandbox_api.lifecycle import Reason, State
+from sandbox_api.models.buckets import MountedBucket
 from sandbox_api.models.common import Command, Environment, Label, LabelName, Page, Seconds, Strict, Text, UserName
 from sandbox_api.models.network import AskedPolicy, asked
 from sandbox_api.models.volumes import MountedVolume, MountPath
@@ -38,6 +39,7 @@ class CreateSandbox(Strict):
     snapshot: Annotated[str, Field(pattern=r"^snp[a-z2-7]{26}$")] | None = None
     network: AskedPolicy | None = None
     volumes: Annotated[dict[MountPath, MountedVolume], Field(max_length=16)] = {}
+    buckets: Annotated[dict[MountPath, MountedBucket], Field(max_length=8)] = {}
 
     @property
     def asked_network(self) -> dict[str, Any] | str | None:

@@ -23,6 +23,7 @@ from sandbox_api.models.common import time_of
 from sandbox_api.models.sandboxes import CreateSandbox, Termination
 from sandbox_api.models.snapshots import CreateSnapshot, ForkError, ForkRequest, Snapshot
 from sandbox_api.problems import Problem, from_error, invalid, not_found
+from sandbox_api.services.buckets import BucketService
 from sandbox_api.services.contexts import TOUCH, ContextService
 from sandbox_api.services.cursor import decode_cursor, encode_cursor
 from sandbox_api.services.egress import EgressService
@@ -34,7 +35,7 @@ from sandbox_api.services.sandboxes import SandboxService
 from sandbox_api.settings import Settings
 from sandbox_api.store.records import ContextRecord, ExecRecord, SandboxRecord, SnapshotRecord
 
-_INHERITED: Final = ("image", "image_digest", "resources", "timeout_s", "user", "labels", "env", "workdir")
+_INHERITED: Final = ("buckets", "image", "image_digest", "resources", "timeout_s", "user", "labels", "env", "workdir")
 _INHERITED_TIMES: Final = ("idle_timeout_s", "park_after_s")
 _INHERITED_NETWORK: Final = ("network_asked", "network", "network_generation", "placeholders")
 _SPARE_MEMORY: Final = 256 << 20
@@ -62,11 +63,13 @@ class CopyService:
         contexts: ContextService,
         sandboxes: SandboxService,
         egress: EgressService,
+        buckets: BucketService,
         tasks: TaskOwner,
     ) -> None:
         self._settings = settings
         self._host = host
         self._registry = registry
+        self._buckets = buckets
         self._store = registry.store
         self._life = life
         self._execs = execs
@@ -182,7 +185,7 @@ class CopyService:
         fields = origin.sandbox
         resources = Resources(**fields["resources"])
         id_ = await self._host.copies.lay_out(copy, fields["image_digest"], resources, egress)
-        return await self._make(id_, tenant, origin, copy, egress, snapshot=copy.name, own={})
+        return await self._make(id_, tenant, origin, copy, egress, snapshot=copy.name, own={}, laid_out=True)
 
     async def _claim(
         self, snapshot: SnapshotRecord, fields: dict[str, Any], egress: Egress
@@ -316,8 +319,9 @@ class CopyService:
         parent: str | None = None,
         snapshot: str | None = None,
         own: dict[str, str] | None = None,
+        laid_out: bool = False,
     ) -> Live:
-        """With own it runs already, its execs under these ids; else it is restored."""
+        """With own it runs already, its execs under these ids; else it is restored. Laid out it has files alone."""
         began = time.time()
         record = SandboxRecord(
             id=id_,
@@ -342,11 +346,13 @@ class CopyService:
                 if each.id not in never and each.role != "run":
                     await self._execs.adopted(live, each, announced=own is not None)
             await self._egress.trust(record, egress)
+            await (self._buckets.mount(record) if laid_out else self._buckets.go_on(record))
             await self._contexts.adopt(live, contexts, [each for each in execs if each.role == "run"])
             await self._life.started(live, began)
         except BaseException as error:
             with contextlib.suppress(IsoboxError, OSError, TimeoutError):
                 await self._host.destroy_sandbox(id_)
+            await self._buckets.leave(record)
             await self._life.move(live, LifeEvent.FAILED, Termination(reason="failed", detail=str(error)[:500]))
             self._host.execs.remove_logs(id_)
             raise
@@ -400,8 +406,8 @@ def _copied(origin: _Origin, sandbox_id: str, own: dict[str, str]) -> tuple[list
 def _given(request: CreateSandbox, snapshot: SnapshotRecord) -> dict[str, Any]:
     """What a request changes of that which the snapshot's sandbox had; 422 for what cannot be changed."""
     given, had = request.model_fields_set, snapshot.sandbox
-    if request.volumes:
-        raise invalid("a copy has its original's files, volumes included", "leave `volumes` out, or the snapshot")
+    if request.volumes or request.buckets:
+        raise invalid("a copy has what its original had mounted", "leave `volumes` and `buckets` out, or the snapshot")
     if "image" in given and request.image != had["image"]:
         raise invalid(f"the snapshot was made of image {had['image']}", "leave `image` out")
     if "command" in given and request.command is not None:

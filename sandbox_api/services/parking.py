@@ -17,6 +17,7 @@ from sandbox_api.host.interface import CopyFacts, Host, KnownExec
 from sandbox_api.lifecycle import Event as LifeEvent
 from sandbox_api.lifecycle import State
 from sandbox_api.problems import Problem, sandbox_ended
+from sandbox_api.services.buckets import BucketService
 from sandbox_api.services.egress import EgressService
 from sandbox_api.services.execs import ExecService
 from sandbox_api.services.life import Life
@@ -39,6 +40,7 @@ class Parking:
         life: Life,
         execs: ExecService,
         egress: EgressService,
+        buckets: BucketService,
         tasks: TaskOwner,
     ) -> None:
         self._settings = settings
@@ -47,6 +49,7 @@ class Parking:
         self._life = life
         self._execs = execs
         self._egress = egress
+        self._buckets = buckets
         self._tasks = tasks
         registry.wake = self.wake
 
@@ -159,6 +162,7 @@ class Parking:
             raise _ended(record)
         record.copy = record.paused_by = None
         live.used_at = time.time()
+        await self._buckets.go_on(record)
         await self._life.move(live, LifeEvent.RESUMED)
         await self._host.copies.drop(record.id)
 

@@ -18,9 +18,9 @@ from sandbox_api.lifecycle import Event as LifeEvent
 from sandbox_api.models.common import time_of
 from sandbox_api.models.execs import ExecRequest
 from sandbox_api.models.sandboxes import CreateSandbox, PatchSandbox, Resources, Sandbox, Stats, Termination
-from sandbox_api.models.volumes import MountedVolume
 from sandbox_api.output.follow import follow
 from sandbox_api.problems import Problem, invalid
+from sandbox_api.services.buckets import BucketService
 from sandbox_api.services.catalog import Catalog
 from sandbox_api.services.contexts import ContextService
 from sandbox_api.services.cursor import decode_cursor, encode_cursor
@@ -48,6 +48,7 @@ class SandboxService:
         registry: Registry,
         catalog: Catalog,
         volumes: VolumeService,
+        buckets: BucketService,
         life: Life,
         execs: ExecService,
         parking: Parking,
@@ -61,6 +62,7 @@ class SandboxService:
         self._store = registry.store
         self._catalog = catalog
         self._volumes = volumes
+        self._buckets = buckets
         self._life = life
         self._execs = execs
         self._parking = parking
@@ -107,7 +109,7 @@ class SandboxService:
         live = Live(record, EventLog(self._host.execs.log_path(record.id, EVENTS)))
         self._registry.live[record.id] = live
         # Shielded: a client that goes away leaves a sandbox with a record, never one without.
-        starting = self._start(live, began, image.name, egress, request.volumes, ready=claimed is not None)
+        starting = self._start(live, began, image.name, egress, request, ready=claimed is not None)
         return await asyncio.shield(self._tasks.spawn(starting, name=f"create {record.id}"))
 
     async def _start(
@@ -116,20 +118,23 @@ class SandboxService:
         began: float,
         image: str,
         egress: Egress,
-        volumes: dict[str, MountedVolume],
+        request: CreateSandbox,
         *,
         ready: bool,
     ) -> SandboxRecord:
         record = live.record
         await self._store.save_sandbox(record)
         try:
-            await self._volumes.claim(record, volumes)
+            await self._volumes.claim(record, request.volumes)
+            await self._buckets.claim(record, request.buckets)
             if not ready:
                 await self._host.create_sandbox(record.id, image, host_resources(record), egress)
             await self._egress.trust(record, egress)
             await self._volumes.fill(record)
+            await self._buckets.mount(record)
         except BaseException as error:
             await self._host.destroy_sandbox(record.id)
+            await self._buckets.leave(record)
             await self._life.move(live, LifeEvent.FAILED, Termination(reason="failed", detail=str(error)[:500]))
             self._host.execs.remove_logs(record.id)
             raise
@@ -256,7 +261,9 @@ class SandboxService:
             if live.record.state != State.TERMINATING:
                 live.record.termination = termination.model_dump()
                 await self._life.move(live, LifeEvent.ENDING)
+            await self._buckets.settle(live.record)
             await self._host.destroy_sandbox(live.record.id)
+            await self._buckets.leave(live.record)
             if live.record.copy is not None:
                 await self._host.copies.drop(live.record.id)
             await self._life.move(live, LifeEvent.ENDED)
@@ -364,6 +371,8 @@ class SandboxService:
             else:
                 await self._execs.recovered(live, each)
         await self._contexts.recover(live)
+        if not live.parked:
+            await self._buckets.go_on(record)
         self._follow_main(live)
 
     async def _give_up(self, live: Live, why: Termination) -> None:

@@ -43,6 +43,8 @@ class SandboxRecord:
     network_generation: int = 0
     volumes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Where volumes lie in it: `{"id", "name", "read_only", "version"}` each."""
+    buckets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Where buckets lie in it: as the request had them (`models.buckets`), and `address`, by which each is held."""
     placeholders: dict[str, str] = field(default_factory=dict)
     """What stands in its environment in the place of credentials."""
 

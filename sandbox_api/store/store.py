@@ -128,6 +128,11 @@ class Store:
         row = self._db.execute("select doc from sandboxes where id = ? and tenant = ?", (id_, tenant)).fetchone()
         return _sandbox(row[0]) if row else None
 
+    async def any_sandbox(self, id_: str) -> SandboxRecord | None:
+        """Whoever's it is."""
+        row = self._db.execute("select doc from sandboxes where id = ?", (id_,)).fetchone()
+        return _sandbox(row[0]) if row else None
+
     async def sandboxes(
         self, tenant: str, *, state: State | None, labels: dict[str, str], before: tuple[float, str] | None, limit: int
     ) -> list[SandboxRecord]:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
+from bucket import S3Server
 from server import Server, until
 from test_image_api import free_port
 
@@ -21,38 +21,12 @@ from isobox import Sandbox
 from isobox.errors import NotFound
 
 CACHE = Path(os.environ.get("ISOBOX_CACHE", "/var/cache/isobox"))
-KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
 pytestmark = pytest.mark.timeout(240)
 
 
-class Bucket:
-    """moto's S3 server, a process that can be stopped and continued."""
-
-    def __init__(self, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-        self.environment = KEYS | {"AWS_ENDPOINT_URL": self.url}
-        program = Path(sys.executable).with_name("moto_server")
-        self.process = subprocess.Popen(
-            [program, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        until(self._answers)
-        httpx.put(f"{self.url}/images").raise_for_status()
-
-    def _answers(self) -> bool:
-        try:
-            return httpx.get(self.url).status_code < 500
-        except httpx.TransportError:
-            return False
-
-    def end(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-        self.process.terminate()
-        self.process.wait(10)
-
-
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[Bucket]:
-    running = Bucket(free_port())
+def bucket() -> Iterator[S3Server]:
+    running = S3Server(free_port())
     yield running
     running.end()
 
@@ -78,7 +52,7 @@ def publish(name: str, url: str, **environment: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def far(bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def far(bucket: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that knows images only by the bucket they lie in."""
     publish("base", "s3://images/shared", **bucket.environment)
     with fresh_machine(
@@ -143,7 +117,7 @@ def test_a_step_over_an_image_that_lies_elsewhere(far: Server) -> None:
         assert sandbox.exec("cat", "/built", "/etc/debian_version").stdout.startswith("built\n")
 
 
-def test_a_store_that_goes_away_is_an_error_and_no_hang(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_store_that_goes_away_is_an_error_and_no_hang(bucket: S3Server, tmp_path: Path) -> None:
     publish("base", "s3://images/away", **bucket.environment)
     with (
         fresh_machine(tmp_path, ISOBOX_STORES="s3://images/away", **bucket.environment) as far,
@@ -171,7 +145,7 @@ def test_a_store_that_goes_away_is_an_error_and_no_hang(bucket: Bucket, tmp_path
             bucket.process.send_signal(signal.SIGCONT)
 
 
-def test_sandboxes_outlive_the_process_and_the_server(bucket: Bucket, tmp_path: Path) -> None:
+def test_sandboxes_outlive_the_process_and_the_server(bucket: S3Server, tmp_path: Path) -> None:
     folder = tmp_path / "store"
     folder.mkdir()
     publish("base", str(folder))

@@ -40,8 +40,7 @@ def on_machine(folder: Path, work: Callable[[Machine], Awaitable[None]]) -> None
                     cgroups.detect(),
                     keeper,
                     folder / "run",
-                    build.binary(CACHE),
-                    build.binary(CACHE, build.LAYER),
+                    build.brought(CACHE),
                 )
             )
         finally:

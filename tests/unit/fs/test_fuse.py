@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fs.lazy import fuse
+from fs import fuse
 
 
 def packet(opcode: int, body: bytes = b"", node: int = 1, unique: int = 7) -> bytes:

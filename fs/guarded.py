@@ -8,6 +8,7 @@ import ipaddress
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urljoin
 from urllib.request import getproxies, proxy_bypass
@@ -22,12 +23,29 @@ _READ_S: Final = 60.0
 _REDIRECT_CODES: Final = frozenset({301, 302, 303, 307, 308})
 
 
-class Guarded:
-    """A client for one pull or push; `allowed` holds hosts ("HOST:PORT" or "HOST") that may be private."""
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What an operator says of hosts: those that may have private addresses, and those spoken to without TLS.
 
-    def __init__(self, allowed: frozenset[str]) -> None:
-        self._allowed = allowed
-        timeout = httpx.Timeout(_READ_S, connect=_CONNECT_S)
+    "HOST:PORT" or "HOST" each; setting is the variable that says so.
+    """
+
+    private: frozenset[str] = frozenset()
+    plain: frozenset[str] = frozenset()
+    setting: str = "ISOBOX_REGISTRIES"
+
+    def is_plain(self, host: str) -> bool:
+        """Whether a host (HOST:PORT) is spoken to without TLS."""
+        return host in self.plain
+
+
+class Guarded:
+    """A client of such hosts."""
+
+    def __init__(self, access: Access, *, read_timeout_s: float = _READ_S) -> None:
+        self._allowed = access.private | access.plain
+        self._setting = access.setting
+        timeout = httpx.Timeout(read_timeout_s, connect=_CONNECT_S)
         self._direct = httpx.Client(timeout=timeout, trust_env=False)
         self._by_proxy = httpx.Client(timeout=timeout)
 
@@ -58,7 +76,7 @@ class Guarded:
             if first.scheme == "https" and target.scheme != "https":
                 raise ImageInvalid(f"{first.host} redirects to an address without TLS", hint="ask who runs it")
             try:
-                with self._send(method, target, sent, content) as answer:
+                with self.send(method, target, sent, content) as answer:
                     if answer.status_code not in _REDIRECT_CODES or method not in ("GET", "HEAD"):
                         yield answer
                         return
@@ -67,11 +85,12 @@ class Guarded:
                 raise StoreUnreachable(f"{target.host} does not answer: {error or type(error).__name__}") from error
         raise ImageInvalid(f"{first.host} redirects in a circle")
 
-    def _send(
-        self, method: str, target: httpx.URL, headers: dict[str, str], content: Iterator[bytes] | bytes | None
+    def send(
+        self, method: str, target: httpx.URL, headers: Mapping[str, str], content: Iterator[bytes] | bytes | None
     ) -> AbstractContextManager[httpx.Response]:
+        """One request, wherever it may be redirected to; httpx.HTTPError too."""
         if target.scheme not in ("http", "https") or not target.host:
-            raise ImageInvalid(f"{str(target)[:200]!r} is no address of a registry")
+            raise ImageInvalid(f"{str(target)[:200]!r} is no address that can be spoken to")
         if target.scheme in getproxies() and not proxy_bypass(target.host):
             return self._by_proxy.stream(method, target, headers=headers, content=content)
         url = target.copy_with(host=self._address(target))
@@ -92,5 +111,5 @@ class Guarded:
                 return str(ip)
         raise ImageInvalid(
             f"{target.host} has a private address",
-            hint=f"if it is meant, the operator allows it with ISOBOX_REGISTRIES={target.host}:{port}",
+            hint=f"if it is meant, the operator allows it with {self._setting}={target.host}:{port}",
         )

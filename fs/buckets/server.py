@@ -1,0 +1,605 @@
+"""Serves one mount: the questions of a sandbox's kernel, answered from a bucket.
+
+What is read comes from objects, straight; what is written lies in a spool until it is closed, then becomes an object as
+a whole. While it lies there everybody in the sandbox sees it. Mode, owner and times are not kept.
+
+Numbers of paths and open files are noted where the mount lives, so that another server, or that of a copy, goes on;
+a file that is open for writing goes on with its own server's spools alone (ESTALE in a copy).
+"""
+
+import asyncio
+import errno
+import json
+import os
+import secrets
+import stat
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, TypeVar
+
+import structlog
+
+from common.tasks import TaskOwner
+from fs import fuse
+from fs.buckets import hold, names
+from fs.buckets.objects import Facts, Objects
+from fs.buckets.reader import Reader
+from fs.buckets.spools import Spool, SpoolFull, Spools
+from fs.errors import BucketFailed
+
+T = TypeVar("T")
+_log = structlog.get_logger(__name__)
+_AT_ONCE: Final = 64
+_VALID_S: Final = 1
+_CACHED_S: Final = 2.0
+_CACHED_MAX: Final = 10_000
+_ANSWERS_KEPT: Final = 256
+_FOLDER_MAX: Final = 1024
+_HANDLE: Final = 1 << 63
+_UPLOAD_PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0)
+_PLENTY_BLOCKS: Final = 1 << 38
+_CHANGES: Final = frozenset({fuse.CREATE, fuse.MKDIR, fuse.UNLINK, fuse.RMDIR, fuse.RENAME, fuse.SETATTR, fuse.OPEN})
+
+
+class Connection(Protocol):
+    """The way to the program that holds the mount."""
+
+    async def receive(self) -> bytes:
+        """What came; b"" at its end."""
+
+    async def send(self, data: bytes) -> bool:
+        """False if it takes no more."""
+
+
+@dataclass(slots=True)
+class _Handle:
+    """An open file or folder."""
+
+    path: bytes
+    reader: Reader | None = None
+    spool: Spool | None = None
+    writes: bool = False
+    listing: list[tuple[bytes, int, bool]] = field(default_factory=list)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class _Refused(Exception):
+    """An errno for whoever asked."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class Server:
+    """See the module."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        spools: Spools,
+        *,
+        read_only: bool,
+        owner: int,
+        on_failure: Callable[[str, str], None],
+        requests: Executor,
+        fetches: Executor,
+    ) -> None:
+        """on_failure hears of a path and what became of it; owner is the user whose files they are.
+
+        Fetches must be other threads than requests, which wait for them.
+        """
+        self._objects = objects
+        self._spools = spools
+        self._read_only = read_only
+        self._owner = owner
+        self._on_failure = on_failure
+        self._requests = requests
+        self._fetches = fetches
+        self._prefix = objects.place.prefix.encode()
+        self._outbox: list[bytes] = []
+        self._paths = names.Paths(self._note)
+        self._handles: dict[int, _Handle] = {}
+        self._noted: dict[int, dict[str, Any]] = {}
+        self._written: dict[bytes, Spool] = {}
+        """By path: files that are open for writing, or on their way."""
+        self._uploads: dict[str, asyncio.Lock] = {}
+        self._cache: OrderedDict[bytes, tuple[float, Facts | None]] = OrderedDict()
+        self._answers: OrderedDict[int, asyncio.Task[bytes]] = OrderedDict()
+        self._tasks = TaskOwner()
+        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._connection: Connection | None = None
+        self._sending = asyncio.Lock()
+        self._pong = asyncio.Event()
+
+    # ---- the conversation
+
+    async def serve(self, connection: Connection) -> None:
+        """Answer what comes over a connection until its end; `hold.HoldViolation`."""
+        packets = hold.Packets()
+        self._connection = connection
+        try:
+            while data := await connection.receive():
+                for packet in packets.feed(data):
+                    if packet.opcode == 0:
+                        self._hear_note(packet)
+                    else:
+                        await self._places.acquire()
+                        self._tasks.spawn(self._answer(connection, packet), name=f"fuse {packet.opcode}")
+        finally:
+            self._connection = None
+            self._pong.set()
+
+    def _hear_note(self, packet: fuse.Request) -> None:
+        if packet.unique:
+            self._pong.set()
+        elif packet.node & _HANDLE:
+            try:
+                noted = json.loads(packet.body)
+            except ValueError:
+                return
+            if isinstance(noted, dict) and packet.node not in self._handles:
+                self._noted[packet.node] = noted
+        elif packet.node:
+            self._paths.learn(packet.node, packet.body)
+
+    def _note(self, key: int, text: bytes | None) -> None:
+        self._outbox.append(hold.note(key, text))
+
+    async def _answer(self, connection: Connection, request: fuse.Request) -> None:
+        try:
+            answer = await self._once(request)
+            if connection is not self._connection:  # whoever comes next is asked again
+                return
+            async with self._sending:
+                notes, self._outbox = self._outbox, []
+                await connection.send(b"".join((*notes, answer)))
+        finally:
+            self._places.release()
+
+    async def _once(self, request: fuse.Request) -> bytes:
+        """What changes something is done once, though it be asked again over another connection."""
+        if request.opcode not in _CHANGES:
+            return await self._safely(request)
+        if (asked := self._answers.get(request.unique)) is None:
+            asked = self._tasks.spawn(self._safely(request), name=f"change {request.opcode}")
+            self._answers[request.unique] = asked
+            if len(self._answers) > _ANSWERS_KEPT:
+                self._answers.popitem(last=False)
+        return await asyncio.shield(asked)
+
+    async def _safely(self, request: fuse.Request) -> bytes:
+        try:
+            return await self._do(request)
+        except _Refused as error:
+            return fuse.error(request, error.number)
+        except BucketFailed as error:
+            if error.errno == errno.EIO:
+                _log.warning("a bucket failed", error=error.detail)
+                self._on_failure("", error.detail)
+            return fuse.error(request, error.errno)
+        except SpoolFull as error:
+            self._on_failure("", error.detail)
+            return fuse.error(request, errno.ENOSPC)
+        except OSError as error:
+            return fuse.error(request, error.errno or errno.EIO)
+        except Exception:  # one question's fault is not to end the others
+            _log.exception("a request failed", opcode=request.opcode)
+            return fuse.error(request, errno.EIO)
+
+    async def _do(self, request: fuse.Request) -> bytes:
+        match request.opcode:
+            case fuse.INIT:
+                return fuse.init_gvisor(request)
+            case fuse.LOOKUP:
+                return fuse.entry(request, await self._look(self._child(request.node, request.name)), _VALID_S)
+            case fuse.GETATTR:
+                return fuse.attributes(request, await self._look(self._path(request.node)), _VALID_S)
+            case fuse.SETATTR:
+                return await self._set(request)
+            case fuse.OPEN:
+                return await self._open(request)
+            case fuse.CREATE:
+                return await self._create(request)
+            case fuse.READ:
+                return await self._read(request)
+            case fuse.WRITE:
+                return await self._write(request)
+            case fuse.FLUSH | fuse.FSYNC:
+                await self._flush(self._handle(request.handle))
+                return fuse.reply(request)
+            case fuse.RELEASE:
+                await self._release(request.handle)
+                return fuse.reply(request)
+            case fuse.OPENDIR:
+                return await self._open_folder(request)
+            case fuse.READDIR:
+                offset, room = request.range
+                listing = self._handle(request.handle).listing
+                return fuse.entries(request, listing[offset:], offset, room)
+            case fuse.RELEASEDIR:
+                self._handles.pop(request.handle, None)
+                return fuse.reply(request)
+            case fuse.MKDIR | fuse.UNLINK | fuse.RMDIR | fuse.RENAME:
+                await self._change(request)
+                if request.opcode != fuse.MKDIR:
+                    return fuse.reply(request)
+                made = self._child(request.node, request.named(8))
+                return fuse.entry(request, self._folder(made), _VALID_S)
+            case fuse.STATFS:
+                return fuse.statfs(request, _PLENTY_BLOCKS)
+            case fuse.ACCESS | fuse.DESTROY:
+                return fuse.reply(request)
+        return fuse.error(request, errno.ENOSYS)
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._requests, work, *arguments)
+
+    # ---- names
+
+    def _path(self, node: int) -> bytes:
+        path = self._paths.path(node)
+        if path is None:
+            raise _Refused(errno.ESTALE)
+        return path
+
+    def _child(self, node: int, name: bytes) -> bytes:
+        path = names.child(self._path(node), name)
+        if path is None:
+            raise _Refused(errno.ENAMETOOLONG if len(name) > names.NAME_MAX else errno.ENOENT)
+        return path
+
+    def _key(self, path: bytes) -> str:
+        return (self._prefix + path).decode()
+
+    def _folder_key(self, path: bytes) -> str:
+        return self._key(path + b"/") if path else self._prefix.decode()
+
+    def _file(self, path: bytes, size: int, mtime_s: int) -> fuse.Attributes:
+        mode = stat.S_IFREG | (0o444 if self._read_only else 0o644)
+        return fuse.Attributes(self._paths.number(path), mode, size, mtime_s, self._owner)
+
+    def _folder(self, path: bytes) -> fuse.Attributes:
+        mode = stat.S_IFDIR | (0o555 if self._read_only else 0o755)
+        return fuse.Attributes(self._paths.number(path), mode, owner=self._owner)
+
+    async def _look(self, path: bytes) -> fuse.Attributes:
+        if not path:
+            return self._folder(path)
+        if (spool := self._written.get(path)) is not None:
+            return self._file(path, spool.size, spool.mtime_s)
+        facts = await self._facts(path)
+        return self._folder(path) if facts is None else self._file(path, facts.size, facts.mtime_s)
+
+    async def _facts(self, path: bytes) -> Facts | None:
+        """What an object is; None for a folder. ENOENT if it is neither."""
+        cached = self._cache.get(path)
+        if cached is not None and cached[0] > time.monotonic():
+            return cached[1]
+        facts = await self._in_thread(self._objects.head, self._key(path))
+        if facts is None and not await self._is_folder(path):
+            raise _Refused(errno.ENOENT)
+        self._remember(path, facts)
+        return facts
+
+    async def _is_folder(self, path: bytes) -> bool:
+        return any(each.startswith(path + b"/") for each in self._written) or await self._in_thread(
+            self._objects.has_below, self._folder_key(path)
+        )
+
+    def _remember(self, path: bytes, facts: Facts | None) -> None:
+        self._cache[path] = (time.monotonic() + _CACHED_S, facts)
+        self._cache.move_to_end(path)
+        if len(self._cache) > _CACHED_MAX:
+            self._cache.popitem(last=False)
+
+    # ---- open files
+
+    def _begin(self, handle: _Handle) -> int:
+        number = secrets.randbits(62) | 1 | _HANDLE
+        self._handles[number] = handle
+        noted: dict[str, Any] = {"path": handle.path.decode(), "writes": handle.writes}
+        if handle.spool is not None:
+            noted["spool"] = handle.spool.id
+        elif handle.reader is not None:
+            facts = handle.reader.facts
+            noted |= {"size": facts.size, "mtime": facts.mtime_s, "etag": facts.etag}
+        self._note(number, json.dumps(noted).encode())
+        return number
+
+    def _handle(self, number: int) -> _Handle:
+        if (known := self._handles.get(number)) is not None:
+            return known
+        found = self._handle_again(self._noted.pop(number, {}))
+        if found is None:
+            raise _Refused(errno.ESTALE)
+        self._handles[number] = found
+        return found
+
+    def _handle_again(self, noted: dict[str, Any]) -> _Handle | None:
+        """One that another server opened."""
+        try:
+            path: bytes = noted["path"].encode()
+            if "spool" in noted:
+                spool = self._spools.again(str(noted["spool"]))
+                if spool is None:
+                    return None
+                if spool.path is not None:
+                    self._written[spool.path] = spool
+                return _Handle(path, spool=spool, writes=noted["writes"] is True)
+            if not self._paths.learn(names.number(path), path):
+                return None
+            facts = Facts(int(noted["size"]), int(noted["mtime"]), str(noted["etag"]))
+            return _Handle(path, reader=Reader(self._objects, self._key(path), facts, self._fetches))
+        except (KeyError, ValueError, TypeError, AttributeError):
+            return None
+
+    async def _open(self, request: fuse.Request) -> bytes:
+        path, flags = self._path(request.node), request.flags
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            spool = await self._spool(path, keeps=not flags & os.O_TRUNC)
+            return fuse.opened(request, self._begin(_Handle(path, spool=spool, writes=True)))
+        if (written := self._written.get(path)) is not None:
+            return fuse.opened(request, self._begin(_Handle(path, spool=written)))
+        facts = await self._facts(path)
+        if facts is None:
+            raise _Refused(errno.EISDIR)
+        reader = Reader(self._objects, self._key(path), facts, self._fetches)
+        return fuse.opened(request, self._begin(_Handle(path, reader=reader)))
+
+    async def _create(self, request: fuse.Request) -> bytes:
+        path = self._child(request.node, request.named(16))
+        spool = await self._spool(path, keeps=False)
+        handle = self._begin(_Handle(path, spool=spool, writes=True))
+        return fuse.created(request, self._file(path, spool.size, spool.mtime_s), handle, _VALID_S)
+
+    async def _spool(self, path: bytes, *, keeps: bool) -> Spool:
+        """The file that is written there; with keeps it begins with what the object has."""
+        self._may_write()
+        spool = self._written.get(path)
+        if spool is None:
+            facts = await self._facts(path) if keeps else None
+            if (spool := self._written.get(path)) is None:  # nobody was faster
+                spool = self._written[path] = self._spools.create(path)
+                if facts is not None:
+                    async with self._uploads.setdefault(spool.id, asyncio.Lock()):
+                        await self._fill(spool, facts)
+                    return spool
+        async with self._uploads.setdefault(spool.id, asyncio.Lock()):
+            if not keeps:
+                spool.truncate(0)
+        return spool
+
+    async def _fill(self, spool: Spool, facts: Facts) -> None:
+        assert spool.path is not None
+        reader = Reader(self._objects, self._key(spool.path), facts, self._fetches)
+        try:
+            while spool.size < facts.size:
+                data = await self._in_thread(reader.read, spool.size, fuse.MAX_READ)
+                if not data:
+                    raise _Refused(errno.EIO)
+                spool.write(spool.size, data)
+            spool.changed = False
+        except BaseException:
+            self._written.pop(spool.path, None)
+            self._spools.drop(spool)
+            raise
+        finally:
+            reader.close()
+
+    def _may_write(self) -> None:
+        if self._read_only:
+            raise _Refused(errno.EROFS)
+
+    async def _read(self, request: fuse.Request) -> bytes:
+        handle, (offset, size) = self._handle(request.handle), request.range
+        if handle.spool is not None:
+            data = await self._in_thread(handle.spool.read, offset, size)
+        elif handle.reader is not None:
+            async with handle.lock:
+                data = await self._in_thread(handle.reader.read, offset, size)
+        else:
+            raise _Refused(errno.EISDIR)
+        return fuse.reply_head(request, len(data)) + data
+
+    async def _write(self, request: fuse.Request) -> bytes:
+        handle, (offset, data) = self._handle(request.handle), request.written
+        if handle.spool is None or not handle.writes:
+            raise _Refused(errno.EBADF)
+        await self._in_thread(handle.spool.write, offset, data)
+        return fuse.written(request, len(data))
+
+    async def _set(self, request: fuse.Request) -> bytes:
+        path, size = self._path(request.node), request.new_size
+        if size is not None:
+            spool = await self._spool(path, keeps=size > 0)
+            spool.truncate(size)
+            if not any(each.spool is spool for each in self._handles.values()):
+                await self._close(spool)
+        return fuse.attributes(request, await self._look(path), _VALID_S)
+
+    # ---- what becomes an object
+
+    async def _flush(self, handle: _Handle) -> None:
+        if handle.spool is not None and handle.writes:
+            await self._upload(handle.spool)
+
+    async def _release(self, number: int) -> None:
+        try:
+            handle = self._handle(number)
+        finally:
+            self._handles.pop(number, None)
+            self._note(number, None)
+        if handle.reader is not None:
+            handle.reader.close()
+        if handle.spool is not None and not any(each.spool is handle.spool for each in self._handles.values()):
+            await self._close(handle.spool)
+
+    async def _close(self, spool: Spool) -> None:
+        """Nobody has it open any more."""
+        try:
+            await self._upload(spool)
+        finally:
+            if not any(each.spool is spool for each in self._handles.values()):  # nobody opened it meanwhile
+                if spool.path is not None and self._written.get(spool.path) is spool:
+                    del self._written[spool.path]
+                self._uploads.pop(spool.id, None)
+                self._spools.drop(spool)
+
+    async def _upload(self, spool: Spool) -> None:
+        async with self._uploads.setdefault(spool.id, asyncio.Lock()):
+            if not spool.changed or spool.path is None:
+                return
+            spool.note(upload=True)
+            for pause in (*_UPLOAD_PAUSES_S, None):
+                spool.changed = False
+                try:
+                    await self._put(spool)
+                    break
+                except BucketFailed as error:
+                    spool.changed = True
+                    if pause is None or error.errno != errno.EIO:
+                        spool.note(upload=False)
+                        path = (spool.path or b"").decode()
+                        _log.warning("not uploaded", path=path, error=error.detail)
+                        self._on_failure(path, f"it was not stored: {error.detail}")
+                        raise
+                await asyncio.sleep(pause)
+            spool.note(upload=False)
+
+    async def _put(self, spool: Spool) -> None:
+        path = spool.path
+        if path is None:  # deleted meanwhile
+            return
+        await self._in_thread(self._objects.put, self._key(path), spool.fd, spool.size)
+        self._cache.pop(path, None)
+
+    # ---- folders
+
+    async def _open_folder(self, request: fuse.Request) -> bytes:
+        path = self._path(request.node)
+        below = self._folder_key(path)
+        found = await self._in_thread(self._objects.list, below)
+        files, folders = names.shown(found.objects, found.folders, below)
+        for name in files:
+            self._remember(_join(path, name.encode()), found.objects[below + name])
+        inside = {each.encode(): False for each in files} | {each.encode(): True for each in folders}
+        for written in self._written:
+            if names.parent(written) == path:
+                inside[written.rpartition(b"/")[2]] = False
+        dots = [(b".", names.number(path), True), (b"..", names.number(names.parent(path)), True)]
+        listing = [(name, names.number(_join(path, name)), folder) for name, folder in sorted(inside.items())]
+        number = secrets.randbits(62) | 1 | _HANDLE
+        self._handles[number] = _Handle(path, listing=dots + listing)
+        folders_open = [each for each, handle in self._handles.items() if handle.listing]
+        if len(folders_open) > _FOLDER_MAX:
+            self._handles.pop(folders_open[0])
+        return fuse.opened(request, number)
+
+    async def _change(self, request: fuse.Request) -> None:
+        self._may_write()
+        match request.opcode:
+            case fuse.MKDIR:
+                made = self._child(request.node, request.named(8))
+                await self._in_thread(self._objects.put_empty, self._folder_key(made))
+                self._cache.pop(made, None)
+            case fuse.UNLINK:
+                await self._unlink(self._child(request.node, request.name))
+            case fuse.RMDIR:
+                await self._remove_folder(self._child(request.node, request.name))
+            case _:
+                folder, old, new = request.renamed
+                await self._rename(self._child(request.node, old), self._child(folder, new))
+
+    async def _unlink(self, path: bytes) -> None:
+        self._abandon(path)
+        await self._in_thread(self._objects.delete, self._key(path))
+        self._cache.pop(path, None)
+
+    def _abandon(self, path: bytes) -> None:
+        """Its name is gone: who has it open may go on, and nothing comes of it."""
+        if (spool := self._written.pop(path, None)) is not None:
+            spool.path = None
+            spool.note(upload=False)
+
+    async def _remove_folder(self, path: bytes) -> None:
+        marker = self._folder_key(path)
+        if any(each.startswith(path + b"/") for each in self._written):
+            raise _Refused(errno.ENOTEMPTY)
+        if await self._in_thread(lambda: self._objects.has_below(marker, besides=marker)):
+            raise _Refused(errno.ENOTEMPTY)
+        await self._in_thread(self._objects.delete, marker)
+        self._cache.pop(path, None)
+
+    async def _rename(self, old: bytes, new: bytes) -> None:
+        if old == new:
+            return
+        spool = self._written.get(old)
+        if spool is None:
+            facts = await self._in_thread(self._objects.head, self._key(old))
+            if facts is None:
+                # A folder, which mv(1) then copies; or it was renamed already, by a server that did not live to say so.
+                if await self._in_thread(self._objects.head, self._key(new)) is not None:
+                    return
+                raise _Refused(errno.EXDEV)
+            self._abandon(new)
+            await self._in_thread(self._objects.copy, self._key(old), self._key(new))
+        else:
+            self._abandon(new)
+            del self._written[old]
+            spool.path = new
+            self._written[new] = spool
+            spool.changed = True
+            await self._upload(spool)
+        await self._in_thread(self._objects.delete, self._key(old))
+        for each in (old, new):
+            self._cache.pop(each, None)
+        for handle in self._handles.values():
+            if handle.spool is spool is not None:
+                handle.path = new
+
+    # ---- beginning and end
+
+    async def finish_left(self) -> None:
+        """Store what was closed under an earlier server and has not arrived."""
+        for spool in self._spools.left():
+            if spool.path is not None:
+                self._written[spool.path] = spool
+            self._tasks.spawn(self._finish(spool), name="upload again")
+
+    async def _finish(self, spool: Spool) -> None:
+        try:
+            await self._close(spool)
+        except BucketFailed as error:  # whoever is to know was told
+            _log.info("given up", error=error.detail)
+
+    async def hear_all(self, timeout_s: float) -> None:
+        """Wait until all is heard that has been asked inside by now, at most so long."""
+        if (connection := self._connection) is not None:
+            self._pong.clear()
+            async with self._sending:
+                await connection.send(hold.ping())
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._pong.wait()
+            except TimeoutError:
+                _log.info("a mount does not answer; what it has not said is lost")
+
+    async def stored(self) -> None:
+        """Wait until what was closed is stored, or given up."""
+        await self._tasks.finished()
+
+    async def close(self) -> None:
+        """Answer nobody any more."""
+        await self._tasks.cancel()
+        for handle in self._handles.values():
+            if handle.reader is not None:
+                handle.reader.close()
+        self._spools.close()
+        await asyncio.to_thread(self._objects.close)
+
+
+def _join(folder: bytes, name: bytes) -> bytes:
+    return folder + b"/" + name if folder else name

@@ -1,0 +1,206 @@
+"""Buckets as folders of sandboxes, over a real S3 server."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import boto3
+import httpx
+import pytest
+from bucket import S3Server
+from server import Server, until
+from test_image_api import free_port
+
+import isobox
+from isobox import Bucket, Sandbox
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    running = S3Server(free_port())
+    yield running
+    running.end()
+
+
+@pytest.fixture(scope="module")
+def client(s3: S3Server) -> Iterator[object]:
+    found = boto3.session.Session().client(
+        "s3", endpoint_url=s3.url, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test"
+    )
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def server(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that may speak to the bucket's server."""
+    running = Server(tmp_path_factory.mktemp("buckets") / "state", ISOBOX_BUCKETS=s3.url).start()
+    try:
+        keep_secrets(running)
+        yield running
+    finally:
+        running.end()
+
+
+def keep_secrets(server: Server) -> None:
+    with server.client() as http:
+        for name in ("s3-id", "s3-key"):
+            assert http.put(f"/v1/secrets/{name}", json={"value": "test-credential"}).status_code in (200, 201)
+
+
+def where(server: Server) -> dict[str, str]:
+    return {"url": server.url, "api_key": server.key}
+
+
+def bucket(s3: S3Server, **more: object) -> Bucket:
+    return Bucket("images", endpoint=s3.url, access_key="s3-id", secret_key="s3-key", **more)  # type: ignore[arg-type]
+
+
+def sh(sandbox: Sandbox, command: str) -> str:
+    return sandbox.exec("sh", "-c", command).check().stdout
+
+
+def test_what_lies_there_is_read_and_nothing_else(server: Server, s3: S3Server, client: object) -> None:
+    put = client.put_object  # type: ignore[attr-defined]
+    data = os.urandom(3 << 20)
+    put(Bucket="images", Key="in/large", Body=data)
+    put(Bucket="images", Key="in/deep/er/x y+ü%2F&=.txt", Body=b"odd\n")
+    put(Bucket="images", Key="in/../out", Body=b"never a name")
+    put(Bucket="images", Key="in/a//b", Body=b"never a name")
+    put(Bucket="images", Key="secret", Body=b"beside the prefix")
+    mounted = {"/mnt/data": bucket(s3, prefix="in")}
+    with Sandbox.create("python", volumes=mounted, **where(server)) as sandbox:
+        assert sh(sandbox, "cd /mnt/data && find . -type f | sort") == "./deep/er/x y+ü%2F&=.txt\n./large\n"
+        assert sh(sandbox, "cat '/mnt/data/deep/er/x y+ü%2F&=.txt'") == "odd\n"
+        assert sandbox.files.read("/mnt/data/large") == data
+        assert sh(sandbox, "tail -c 5 /mnt/data/large | od -An -tx1 | tr -d ' \\n'") == data[-5:].hex()
+        assert sh(sandbox, "stat -c '%s %U %a' /mnt/data/large") == f"{len(data)} user 444\n"
+        refused = sandbox.exec("sh", "-c", "echo x > /mnt/data/new")
+        assert "Permission denied" in refused.stderr or "Read-only" in refused.stderr
+        assert sandbox.exec("ls", "/mnt/data/../data/none").exit_code != 0
+        put(Bucket="images", Key="in/later", Body=b"later\n")
+        until(lambda: sandbox.exec("cat", "/mnt/data/later").stdout == "later\n")
+        assert "credential" not in sh(sandbox, "env; cat /proc/self/mounts")
+
+
+def test_what_is_written_becomes_objects(server: Server, s3: S3Server, client: object) -> None:
+    def get(key: str) -> bytes:
+        return bytes(client.get_object(Bucket="images", Key=f"out/{key}")["Body"].read())  # type: ignore[attr-defined]
+
+    mounted = {"/out": bucket(s3, prefix="out/", read_only=False)}
+    with Sandbox.create("python", volumes=mounted, **where(server)) as sandbox:
+        sh(sandbox, "cd /out && echo one > a && mkdir -p d/e && echo two > d/e/b && cp -p a d/c && touch empty")
+        assert sh(sandbox, "cd /out && cat a d/e/b d/c && find . | sort | tr '\\n' ' '") == (
+            "one\ntwo\none\n. ./a ./d ./d/c ./d/e ./d/e/b ./empty "
+        )
+        sh(sandbox, "cd /out && echo more >> a && truncate -s 2 d/c && mv d/e/b d/moved && mv d/moved top")
+        sandbox.run("import os; fd = os.open('/out/both', os.O_RDWR | os.O_CREAT); os.write(fd, b'0123456789')")
+        assert sandbox.run("os.pwrite(fd, b'xy', 3); os.pread(fd, 100, 0)").text == "b'012xy56789'"
+        assert sh(sandbox, "cat /out/both") == "012xy56789"  # not closed, and seen by all inside
+        with pytest.raises(client.exceptions.NoSuchKey):  # type: ignore[attr-defined]
+            get("both")
+        sandbox.run("os.close(fd)")
+        until(lambda: client.list_objects_v2(Bucket="images", Prefix="out/both")["KeyCount"] == 1)  # type: ignore[attr-defined]
+        assert get("both") == b"012xy56789"
+        assert sandbox.exec("rmdir", "/out/d").exit_code != 0
+        sh(sandbox, "rm /out/empty; cd /out && mv d f && head -c 70000000 /dev/zero > large")
+    assert (get("a"), get("f/c"), get("top")) == (b"one\nmore\n", b"on", b"two\n")
+    assert len(get("large")) == 70_000_000
+    keys = [each["Key"] for each in client.list_objects_v2(Bucket="images", Prefix="out/")["Contents"]]  # type: ignore[attr-defined]
+    assert sorted(keys) == ["out/a", "out/both", "out/f/", "out/f/c", "out/f/e/", "out/large", "out/top"]
+
+
+def test_copies_pauses_and_a_killed_server_go_on(s3: S3Server, own_server: Server) -> None:
+    own_server.environment["ISOBOX_BUCKETS"] = s3.url
+    own_server.start()
+    keep_secrets(own_server)
+    mounted = {"/b": bucket(s3, prefix="moves", read_only=False)}
+    with Sandbox.create("python", volumes=mounted, **where(own_server)) as sandbox:
+        sh(sandbox, "head -c 2000000 /dev/zero > /b/zeros; echo hello > /b/greeting")
+        sandbox.run("reading = open('/b/zeros', 'rb'); first = len(reading.read(1000))")
+        sandbox.run("writing = open('/b/begun', 'w'); writing.write('before '); writing.flush()")
+        for child in sandbox.fork(2):
+            with child:
+                assert child.run("len(reading.read())").text == "1999000"
+                assert sh(child, "cat /b/greeting") == "hello\n"
+                refused = child.run("writing.write('x'); writing.flush()").error
+                assert refused is not None  # ESTALE, of which gVisor of 2024 makes EIO (fuse/read_write.go)
+                assert "[Errno 5]" in refused.message or "[Errno 116]" in refused.message
+        sandbox.pause()
+        sandbox.resume()
+        assert sandbox.run("reading.seek(0); len(reading.read(5000))").text == "5000"
+        own_server.kill()
+        own_server.start()
+        assert sandbox.run("reading.seek(0); len(reading.read())").text == "2000000"
+        assert sandbox.run("writing.write('after'); writing.close()").error is None
+        assert sh(sandbox, "cat /b/begun") == "before after"
+        kept = sandbox.snapshot(kind="filesystem")
+        with Sandbox.create(snapshot=kept.id, **where(own_server)) as laid_out:
+            assert sh(laid_out, "cat /b/begun") == "before after"
+
+
+def test_what_was_closed_arrives_whoever_dies(s3: S3Server, client: object, own_server: Server) -> None:
+    own_server.environment["ISOBOX_BUCKETS"] = s3.url
+    own_server.start()
+    keep_secrets(own_server)
+    mounted = {"/b": bucket(s3, prefix="late", read_only=False)}
+    sandbox = Sandbox.create("python", volumes=mounted, **where(own_server))
+    sandbox.run("file = open('/b/kept', 'w'); size = file.write('kept\\n')")
+    s3.process.send_signal(signal.SIGSTOP)
+    try:
+        assert sandbox.run("file.close()").error is None
+        spools = own_server.state / "buckets" / sandbox.id
+        until(lambda: any('"upload": true' in each.read_text() for each in spools.glob("*/*.json")))
+        own_server.kill()
+    finally:
+        s3.process.send_signal(signal.SIGCONT)
+    own_server.start()
+
+    def arrived() -> bool:
+        return client.list_objects_v2(Bucket="images", Prefix="late/kept")["KeyCount"] == 1  # type: ignore[attr-defined]
+
+    until(arrived)
+    assert sh(sandbox, "cat /b/kept") == "kept\n"
+    sandbox.terminate()
+    sandbox.close()
+    until(lambda: not spools.exists())
+
+
+def test_a_bucket_that_fails_says_so(server: Server, s3: S3Server, client: object) -> None:
+    client.put_object(Bucket="images", Key="fails/x", Body=b"x")  # type: ignore[attr-defined]
+    with Sandbox.create("base", volumes={"/b": bucket(s3, prefix="fails")}, **where(server)) as sandbox:
+        client.delete_object(Bucket="images", Key="fails/x")  # type: ignore[attr-defined]
+        time.sleep(2.1)
+        assert "No such file" in sandbox.exec("cat", "/b/x").stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"bucket": "none"}, "NoSuchBucket"),
+        ({"endpoint": "http://127.0.0.1:9"}, "ISOBOX_BUCKETS=http://127.0.0.1:9"),
+        ({"endpoint": "https://127.0.0.1:9"}, "has a private address"),
+        ({"access_key": "absent"}, "no secret absent"),
+        ({"secret_key": None}, "secret_key is missing"),
+        ({"prefix": "../x"}, "a prefix is names"),
+        ({"prefix": "/x"}, "a prefix is names"),
+        ({"endpoint": "http://user:word@127.0.0.1"}, "pattern"),
+        ({"bucket": "a/b"}, "pattern"),
+    ],
+)
+def test_buckets_that_cannot_be(server: Server, s3: S3Server, asked: dict[str, str | None], words: str) -> None:
+    given = bucket(s3).as_asked() | asked
+    with server.client() as http:
+        answer = http.post("/v1/sandboxes", json={"image": "base", "buckets": {"/b": given}})
+    assert answer.status_code == 422, answer.text
+    assert words in answer.json()["detail"] + answer.json()["hint"]
+
+
+def test_a_path_that_cannot_be_mounted(server: Server, s3: S3Server) -> None:
+    with pytest.raises(isobox.InvalidRequest, match="nothing can be mounted at /etc/passwd"):
+        Sandbox.create("base", volumes={"/etc/passwd": bucket(s3)}, **where(server))
+    with httpx.Client() as http:
+        assert http.get(s3.url).status_code == 200
