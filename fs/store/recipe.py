@@ -11,6 +11,7 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import zstandard
@@ -34,14 +35,14 @@ class Location:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Recipe:
     """An image and the location of each of its pieces, in the order of `layout.placed`."""
 
     layout: Layout
     locations: tuple[Location, ...]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """`sha256:…` of the image."""
         found = hashlib.sha256(self.layout.metadata)

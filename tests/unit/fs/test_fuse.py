@@ -29,16 +29,32 @@ def test_an_init_takes_what_it_knows_of_what_is_offered() -> None:
 def test_answers_have_the_kernels_sizes() -> None:
     request = fuse.parse(packet(fuse.LOOKUP, b"name\0"))
     assert request.name == b"name"
+    file = fuse.Attributes(5, 0o100644, 4096)
     for answer, size in (
-        (fuse.entry(request, 5, 4096), 128),
-        (fuse.attributes(request, 4096), 104),
+        (fuse.entry(request, file), 128),
+        (fuse.created(request, file, 9, 1), 144),
+        (fuse.attributes(request, file), 104),
         (fuse.opened(request), 16),
+        (fuse.written(request, 7), 8),
+        (fuse.init_gvisor(request), 64),
+        (fuse.entries(request, [(b"abc", 5, True), (b"12345678", 6, False), (b"no room", 7, False)], 0, 70), 64),
         (fuse.statfs(request), 80),
         (fuse.error(request, 5), 0),
         (fuse.resend(), 0),
     ):
         assert len(answer) == 16 + size
         assert struct.unpack_from("<I", answer)[0] == len(answer)
+
+
+def test_writes_sizes_and_names() -> None:
+    body = struct.pack("<QQIIQII", 8, 4096, 5, 0, 0, 0, 0) + b"12345"
+    request = fuse.parse(packet(fuse.WRITE, body))
+    assert (request.handle, request.written) == (8, (4096, b"12345"))
+    assert fuse.parse(packet(fuse.CREATE, struct.pack("<4I", 0o102, 0, 0, 0) + b"new\0")).named(16) == b"new"
+    assert fuse.parse(packet(fuse.RENAME, struct.pack("<Q", 9) + b"a\0b\0")).renamed == (9, b"a", b"b")
+    for valid, size in ((0, None), (8, 123), (9, 123)):
+        body = struct.pack("<IIQQ64x", valid, 0, 0, 123)
+        assert fuse.parse(packet(fuse.SETATTR, body)).new_size == size
 
 
 def test_a_read_is_bounded() -> None:
