@@ -1,5 +1,5 @@
-# make demo | test | serve | bench | lint | setup
-.PHONY: setup demo test serve bench lint
+# make demo | test | serve | bench | gpu-check | lint | setup
+.PHONY: setup demo test serve bench gpu-check lint
 BIN := .venv/bin
 
 setup:
@@ -17,6 +17,9 @@ serve: setup
 
 bench: setup
 	@$(BIN)/python -m benchmarks
+
+gpu-check: setup
+	@$(BIN)/python -m benchmarks.gpu_check
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -6,7 +6,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-PACKAGES = ("common", "isolation", "fs", "netpolicy", "sandbox_api")
+PACKAGES = ("common", "isolation", "fs", "netpolicy", "gpu", "sandbox_api")
 
 
 class PackServer(BuildHookInterface):  # type: ignore[type-arg, misc]

@@ -14,7 +14,7 @@ from typing import Any
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 
-from isobox import ExecResult, IsoboxError, Policy, Sandbox
+from isobox import ExecResult, GpuAsk, IsoboxError, Policy, Sandbox
 
 SYSTEM = """You are a coding agent with a Linux sandbox. Write files with write_file, run commands with run_command.
 What may leave the sandbox is a policy: `refused_by_network_policy` says what was refused and what to ask for.
@@ -23,18 +23,17 @@ When the task is done and checked, answer with a short summary and no tool call.
 MAX_TURNS = 20
 
 
-def _tool(name: str, description: str, **parameters: str) -> ChatCompletionToolParam:
+def tool(name: str, description: str, **parameters: str) -> ChatCompletionToolParam:
+    """A tool as the model is told of it: its parameters are texts, all of them needed."""
     properties = {key: {"type": "string", "description": text} for key, text in parameters.items()}
     schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
     return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
 
 
 TOOLS = [
-    _tool("write_file", "Write a file, replacing it.", path="absolute path", contents="the whole text"),
-    _tool("run_command", "Run a shell command in /home/user and wait for it.", command="a line for sh"),
-    _tool(
-        "read_output", "Read more of a command's output.", exec_id="its id", stream="stdout or stderr", offset="byte"
-    ),
+    tool("write_file", "Write a file, replacing it.", path="absolute path", contents="the whole text"),
+    tool("run_command", "Run a shell command in /home/user and wait for it.", command="a line for sh"),
+    tool("read_output", "Read more of a command's output.", exec_id="its id", stream="stdout or stderr", offset="byte"),
 ]
 
 
@@ -94,6 +93,7 @@ def run(
     *,
     image: str = "python",
     network: Policy | None = None,
+    gpu: GpuAsk | None = None,
     show: Callable[[str], None] = print,
 ) -> str:
     """Let the agent work on a task in a sandbox of its own; returns its last words. network: what may leave it."""
@@ -101,7 +101,7 @@ def run(
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": task},
     ]
-    with Sandbox.create(image, labels={"agent": "coding"}, network=network) as sandbox:
+    with Sandbox.create(image, labels={"agent": "coding"}, network=network, gpu=gpu) as sandbox:
         show(f"sandbox {sandbox.id}")
         tools = Tools(sandbox, show)
         for _ in range(MAX_TURNS):

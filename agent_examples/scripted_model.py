@@ -79,11 +79,46 @@ def decide_behind_a_fence(messages: list[dict[str, Any]], task: str) -> dict[str
     return {"say": f"The API says: {last['stdout'].strip()}"}
 
 
+PRODUCT = """import os, time
+
+size = 160
+a = [[float(i + j) for j in range(size)] for i in range(size)]
+began = time.perf_counter()
+columns = list(zip(*a))
+product = [[sum(x * y for x, y in zip(row, column)) for column in columns] for row in a]
+print(f"{time.perf_counter() - began:.3f} s, GPU: {os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}")
+"""
+
+
+def decide_on_a_machine(task: str) -> dict[str, Any]:
+    """The first turn of `gpu_agent.py`. Pure."""
+    free = re.findall(r"\d+ x (\S+?)[,.]? ", task.partition("free now: ")[2].partition("Choose")[0] + " ")
+    if free:
+        return _call("choose_machine", kind=free[0], why="a matrix product is what a GPU is made for")
+    return _call("choose_machine", kind="none", why="no GPU is free here, so the processor has to do")
+
+
+def decide_on_a_product(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """What follows. Pure."""
+    results = [json.loads(message["content"]) for message in messages if message["role"] == "tool"]
+    if not results:
+        return _call("write_file", path="/home/user/product.py", contents=PRODUCT) | {"say": "A program first."}
+    if len(results) == 1:
+        return _call("run_command", command="python3 product.py")
+    return {"say": f"It took {results[-1].get('stdout', '').strip()}"}
+
+
 def completion(request: dict[str, Any]) -> dict[str, Any]:
     """An answer in OpenAI's form."""
     task = next(message["content"] for message in request["messages"] if message["role"] == "user")
-    fenced = task.startswith("Install the package")
-    step = decide_behind_a_fence(request["messages"], task) if fenced else decide(request["messages"])
+    if task.startswith("Install the package"):
+        step = decide_behind_a_fence(request["messages"], task)
+    elif task.startswith("You are about to work"):
+        step = decide_on_a_machine(task)
+    elif "matrices" in task:
+        step = decide_on_a_product(request["messages"])
+    else:
+        step = decide(request["messages"])
     message: dict[str, Any] = {"role": "assistant", "content": step.get("say")}
     if "tool" in step:
         function = {"name": step["tool"], "arguments": json.dumps(step["arguments"])}

@@ -26,6 +26,7 @@ from isobox.errors import (
     StreamBroken,
     TooMany,
 )
+from isobox.gpus import Gpu, GpuAsk, gpus
 from isobox.image import Image
 from isobox.values import (
     Event,
@@ -60,6 +61,8 @@ __all__ = [
     "FilePage",
     "ForkIncomplete",
     "Frame",
+    "Gpu",
+    "GpuAsk",
     "Image",
     "ImageFailed",
     "ImageInfo",
@@ -78,5 +81,6 @@ __all__ = [
     "StreamBroken",
     "TooMany",
     "Volume",
+    "gpus",
 ]
 __version__ = "0.1.0"

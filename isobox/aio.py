@@ -12,6 +12,7 @@ from isobox.aio_files import AsyncFiles
 from isobox.calls import Policy
 from isobox.config import Config
 from isobox.errors import ForkIncomplete
+from isobox.gpus import GpuAsk, with_gpu
 from isobox.image import Image, built
 from isobox.streams import BROKEN, SUBPROTOCOL, Position
 from isobox.transport import AsyncTransport
@@ -162,6 +163,7 @@ class AsyncSandbox:
         idle_timeout_s: float | None = None,
         park_after_s: float | None = None,
         resources: Mapping[str, float] | None = None,
+        gpu: GpuAsk | None = None,
         network: Policy | None = None,
         volumes: Volumes | None = None,
         url: str | None = None,
@@ -185,7 +187,7 @@ class AsyncSandbox:
             "idle_timeout_s": idle_timeout_s,
             "park_after_s": park_after_s,
             "snapshot": snapshot,
-            "resources": resources,
+            "resources": with_gpu(resources, gpu),
             "network": network,
         } | as_asked(volumes)
         return await cls._opened(calls.create(fields), url, api_key)

@@ -156,6 +156,11 @@ def images(method: str, suffix: str = "", **parts: Any) -> Call:
     return Call(method, f"/v1/images{suffix}", **parts)
 
 
+def system(method: str, path: str, **parts: Any) -> Call:
+    """A call on what concerns the server as a whole."""
+    return Call(method, path, **parts)
+
+
 def volumes(method: str, suffix: str = "", **parts: Any) -> Call:
     """A call on volumes."""
     if method == "POST":

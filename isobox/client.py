@@ -12,6 +12,7 @@ from isobox.calls import Policy
 from isobox.config import Config
 from isobox.errors import ForkIncomplete
 from isobox.files import Files
+from isobox.gpus import GpuAsk, with_gpu
 from isobox.image import Image, built
 from isobox.streams import BROKEN, SUBPROTOCOL, Position
 from isobox.transport import Transport
@@ -160,6 +161,7 @@ class Sandbox:
         idle_timeout_s: float | None = None,
         park_after_s: float | None = None,
         resources: Mapping[str, float] | None = None,
+        gpu: GpuAsk | None = None,
         network: Policy | None = None,
         volumes: Volumes | None = None,
         url: str | None = None,
@@ -170,6 +172,7 @@ class Sandbox:
         An `Image` that is not there yet is made first.
 
         network: what may leave it, a preset's name or a policy (docs/policies.md); by default nothing.
+        gpu: GPUs for it alone (docs/gpus.md).
         """
         fields = {
             "image": built(image, url, api_key) if isinstance(image, Image) else image,
@@ -183,7 +186,7 @@ class Sandbox:
             "idle_timeout_s": idle_timeout_s,
             "park_after_s": park_after_s,
             "snapshot": snapshot,
-            "resources": resources,
+            "resources": with_gpu(resources, gpu),
             "network": network,
         } | as_asked(volumes)
         return cls._opened(calls.create(fields), url, api_key)

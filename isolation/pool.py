@@ -22,7 +22,7 @@ from common.tasks import TaskOwner
 from isolation.foreground import Foreground
 from isolation.sandbox import Machine, Sandbox
 from isolation.shelf import Demand, Shelf
-from isolation.spec import DEFAULT
+from isolation.spec import BARE, DEFAULT, Equipment
 
 _log = structlog.get_logger(__name__)
 _MAX_AGE_S: Final = 1800.0
@@ -37,12 +37,15 @@ class Shape:
     memory_mb: int
     disk_mb: int
     started: bool = True
+    equipment: Equipment = BARE
     copy: str = ""
     """The name of the copy that it goes on from, if it does."""
 
     @property
     def kind(self) -> str:
         """For the metrics."""
+        if self.equipment != BARE:
+            return "equipped"
         return "restored" if self.copy else "started" if self.started else "created"
 
 
@@ -95,7 +98,9 @@ class Pool:
 
     def _shelf(self, shape: Shape) -> Shelf[Ready]:
         if (shelf := self._shelves.get(shape)) is None:
-            shelf = self._shelves[shape] = Shelf(Demand(floor=0, ceiling=self._ceiling))
+            # What has something of the host's for itself can be there once.
+            ceiling = self._ceiling if shape.equipment == BARE else min(1, self._ceiling)
+            shelf = self._shelves[shape] = Shelf(Demand(floor=0, ceiling=ceiling))
         return shelf
 
     def keep_warm(self, shape: Shape) -> None:
@@ -147,7 +152,12 @@ class Pool:
         resources = replace(DEFAULT, memory_mb=shape.memory_mb, disk_mb=shape.disk_mb)
         try:
             sandbox = await Sandbox.prepare(
-                self._machine, new_id("sbx"), image=shape.image, resources=resources, in_background=True
+                self._machine,
+                new_id("sbx"),
+                image=shape.image,
+                resources=resources,
+                equipment=shape.equipment,
+                in_background=True,
             )
             try:
                 execs = await self._furnish(shape, sandbox)

@@ -126,10 +126,11 @@ async def create(
     cgroups: Sequence[Path],
     stdio: tuple[int, int, int],
     log: Path,
+    flags: Sequence[str] = (),
 ) -> Created:
-    """`runsc create`: the sandbox's sentry runs when this returns, PID 1 does not yet."""
+    """`runsc create`, with flags beyond our own: the sandbox's sentry runs when this returns, PID 1 does not yet."""
     enter = ["/bin/sh", "-c", _ENTER, "sh", str(len(cgroups)), *map(str, cgroups)]
-    argv = runsc.command(root, f"--log={log}", "create", "--bundle", str(bundle), container)
+    argv = runsc.command(root, *flags, f"--log={log}", "create", "--bundle", str(bundle), container)
     status, _ = await run([*enter, *argv], timeout=_CREATE_TIMEOUT_S, stdin=stdio[0], stdout=stdio[1], stderr=stdio[2])
     if status != 0:
         raise RunscError(f"runsc create failed ({status}): {_complaint(log)}", hint="run `isobox doctor`")

@@ -33,7 +33,7 @@ from isolation.guest.build import Brought
 from isolation.keeper import Keeper
 from isolation.network import Links
 from isolation.pidfd import Process
-from isolation.spec import Resources, oci_spec
+from isolation.spec import BARE, Equipment, Resources, oci_spec
 
 _log = structlog.get_logger(__name__)
 _PIPE_SIZE: Final = 1 << 20
@@ -103,16 +103,25 @@ class Sandbox:
     #   runsc create  PID 1 is up          limits, keeper
 
     @classmethod
-    async def create(cls, machine: Machine, id_: str, *, image: Path, resources: Resources) -> "Sandbox":
+    async def create(
+        cls, machine: Machine, id_: str, *, image: Path, resources: Resources, equipment: Equipment = BARE
+    ) -> "Sandbox":
         """A new sandbox, its PID 1 up and listening. On failure nothing is left."""
-        sandbox = await cls.prepare(machine, id_, image=image, resources=resources)
+        sandbox = await cls.prepare(machine, id_, image=image, resources=resources, equipment=equipment)
         async with sandbox.undone_on_failure():
             await sandbox.start()
         return sandbox
 
     @classmethod
     async def prepare(
-        cls, machine: Machine, id_: str, *, image: Path, resources: Resources, in_background: bool = False
+        cls,
+        machine: Machine,
+        id_: str,
+        *,
+        image: Path,
+        resources: Resources,
+        equipment: Equipment = BARE,
+        in_background: bool = False,
     ) -> "Sandbox":
         """A sandbox whose sentry runs and whose PID 1 does not yet. On failure nothing is left.
 
@@ -120,7 +129,7 @@ class Sandbox:
         """
         sandbox = cls(machine, id_, resources)
         async with sandbox.undone_on_failure():
-            await sandbox._prepare(image, in_background)
+            await sandbox._prepare(image, equipment, in_background)
         return sandbox
 
     @asynccontextmanager
@@ -131,7 +140,7 @@ class Sandbox:
             yield
             undo.pop_all()
 
-    async def _prepare(self, image: Path, in_background: bool) -> None:
+    async def _prepare(self, image: Path, equipment: Equipment, in_background: bool) -> None:
         bundle, root, overlay = self.folder / "bundle", self.folder / "runsc", self.folder / "overlay"
         self.folder.mkdir(mode=0o700)
         for folder in (bundle, bundle / "root", root, overlay):
@@ -144,6 +153,7 @@ class Sandbox:
             image=str(image),
             overlay=str(overlay),
             resources=self.resources,
+            equipment=equipment,
         )
         (bundle / "config.json").write_text(json.dumps(spec))
         guest_in, to_guest = os.pipe()
@@ -163,6 +173,7 @@ class Sandbox:
                 cgroups=self.cgroup.folders,
                 stdio=(theirs[0], theirs[1], theirs[2]),
                 log=self.folder / "runsc.log",
+                flags=equipment.flags,
             )
         finally:
             for fd in theirs:

@@ -58,11 +58,62 @@ DEFAULT: Final = Resources(cpu=2.0, memory_mb=1024, disk_mb=1024, pids=512)
 """What a sandbox gets that asks for nothing."""
 
 
-def oci_spec(*, hostname: str, root: str, image: str, overlay: str, resources: Resources) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A character device of the host's that is shown inside."""
+
+    path: str
+    major: int
+    minor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A folder of the host's that is shown inside, read-only."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What a sandbox has of the host's beyond its share of processor and memory, and the runsc flags that this takes.
+
+    One that has any cannot be copied: a checkpoint does not hold what lies here.
+    """
+
+    nodes: tuple[Node, ...] = ()
+    binds: tuple[Bind, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+BARE: Final = Equipment()
+"""Nothing: what almost all sandboxes have."""
+
+
+def oci_spec(
+    *, hostname: str, root: str, image: str, overlay: str, resources: Resources, equipment: Equipment = BARE
+) -> dict[str, Any]:
     """The spec of one sandbox.
 
     root is an empty folder, image the EROFS file that covers it, overlay a folder whose size bounds the changes.
     """
+    binds = [
+        {"destination": each.target, "type": "bind", "source": each.source, "options": ["ro", "nosuid", "nodev"]}
+        for each in equipment.binds
+    ]
+    nodes = [
+        {
+            "path": each.path,
+            "type": "c",
+            "major": each.major,
+            "minor": each.minor,
+            "fileMode": 0o666,
+            "uid": 0,
+            "gid": 0,
+        }
+        for each in equipment.nodes
+    ]
     shm_mb = max(16, resources.memory_mb // 2)
     private = ["nosuid", "nodev", "mode=1777", f"size={shm_mb}m"]
     return {
@@ -97,6 +148,7 @@ def oci_spec(*, hostname: str, root: str, image: str, overlay: str, resources: R
             {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec"]},
             {"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs", "options": [*private, "noexec"]},
             {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": private},
+            *binds,
         ],
         "annotations": {
             "dev.gvisor.spec.rootfs.type": "erofs",
@@ -108,5 +160,6 @@ def oci_spec(*, hostname: str, root: str, image: str, overlay: str, resources: R
             "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")],
             "maskedPaths": list(_MASKED),
             "readonlyPaths": list(_READ_ONLY),
+            **({"devices": nodes} if nodes else {}),
         },
     }

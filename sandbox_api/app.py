@@ -21,7 +21,19 @@ from sandbox_api.metrics import Metrics
 from sandbox_api.models.common import ProblemDocument
 from sandbox_api.problems import Problem, from_error, invalid
 from sandbox_api.routes import contexts as context_routes
-from sandbox_api.routes import execs, files, images, network, ports, sandboxes, snapshots, streams, system, volumes
+from sandbox_api.routes import (
+    execs,
+    files,
+    gpus,
+    images,
+    network,
+    ports,
+    sandboxes,
+    snapshots,
+    streams,
+    system,
+    volumes,
+)
 from sandbox_api.routes.context import Services
 from sandbox_api.services.buckets import BucketService
 from sandbox_api.services.builder import Builder
@@ -30,6 +42,7 @@ from sandbox_api.services.contexts import ContextService
 from sandbox_api.services.copies import CopyService
 from sandbox_api.services.egress import EgressService
 from sandbox_api.services.execs import ExecService
+from sandbox_api.services.gpus import GpuService
 from sandbox_api.services.images import ImageService
 from sandbox_api.services.life import Life
 from sandbox_api.services.parking import Parking
@@ -37,6 +50,7 @@ from sandbox_api.services.registry import Registry
 from sandbox_api.services.sandboxes import SandboxService
 from sandbox_api.services.secrets import Seal, SecretService
 from sandbox_api.services.uploads import Uploads
+from sandbox_api.services.usage import UsageService
 from sandbox_api.services.volumes import VolumeService
 from sandbox_api.settings import Settings, SettingsError
 from sandbox_api.store.store import Store
@@ -74,12 +88,14 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
         exec_service = ExecService(settings, host, registry, tasks, metrics)
         life = Life(registry, metrics)
         buckets = BucketService(host, registry, secrets)
+        gpu_service = GpuService(host, registry, tasks, look_s=settings.gpu_look_s)
+        usage = UsageService(host, registry)
         parking = Parking(settings, host, registry, life, exec_service, egress, buckets, tasks)
         contexts = ContextService(settings, host, registry, exec_service, tasks)
         catalog = Catalog(host, store)
         volume_service = VolumeService(settings, host, registry)
         sandbox_service = SandboxService(
-            *(settings, host, registry, catalog, volume_service, buckets),
+            *(settings, host, registry, catalog, volume_service, buckets, gpu_service, usage),
             *(life, exec_service, parking, contexts, egress, tasks),
         )
         uploads = Uploads(settings.state / "uploads")
@@ -89,6 +105,7 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
             settings, host, registry, life, exec_service, contexts, sandbox_service, egress, buckets, tasks
         )
         await sandbox_service.recover()
+        await gpu_service.recover()
         await image_service.recover()
         await buckets.recover()
         await host.begin()
@@ -96,6 +113,7 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
         tasks.spawn(sandbox_service.watch_ends(), name="ends")
         tasks.spawn(egress.watch(exec_service.tell), name="refusals")
         tasks.spawn(sandbox_service.watch_clock(), name="clock")
+        tasks.spawn(gpu_service.watch(), name="gpus")
         tasks.spawn(buckets.watch_failures(), name="bucket failures")
         tasks.spawn(copies.watch_expiry(), name="expiry")
         tasks.spawn(sandbox_service.watch_retention(), name="retention")
@@ -115,6 +133,8 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
             image_service,
             uploads,
             volume_service,
+            gpu_service,
+            usage,
         )
 
 
@@ -149,6 +169,7 @@ def make_app(settings: Settings, store: Store) -> FastAPI:
         network.router,
         images.router,
         volumes.router,
+        gpus.router,
         images.uploads_router,
         images.store_router,
         system.router,

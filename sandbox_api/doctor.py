@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from netpolicy.gateway import nflog
 from netpolicy.nftables import Nftables
 from netpolicy.plan import Place
 from netpolicy.presets import from_urls, machine_indexes
+from sandbox_api.host.local_gpus import LocalGpus
 from sandbox_api.settings import Settings
 
 OLDEST_KERNEL = (5, 15)
@@ -162,6 +164,26 @@ def _drops(chain: str) -> bool:
     return f"-P {chain} DROP" in done.stdout
 
 
+def _gpus(settings: Settings) -> str:
+    return asyncio.run(_look_for_gpus(settings))
+
+
+async def _look_for_gpus(settings: Settings) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        gpus = LocalGpus(
+            await runsc.find(settings.runsc, settings.cache),
+            Path(folder),
+            enabled=settings.gpus,
+            abi=settings.gpu_driver_abi,
+            library_folder=settings.gpu_libraries,
+            scrub=settings.gpu_scrub,
+        )
+        try:
+            return await gpus.check()
+        finally:
+            gpus.close()
+
+
 def _packages(_: Settings) -> str:
     hosts = len(from_urls(machine_indexes()).allow)
     return f"the preset `packages` allows {hosts} hosts" if hosts else "the preset `packages` allows none: no index set"
@@ -182,4 +204,5 @@ _CHECKS: dict[str, Callable[[Settings], str]] = {
     "packages": _packages,
     "init": _init,
     "runsc": _runsc,
+    "gpus": _gpus,
 }

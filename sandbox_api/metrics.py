@@ -2,8 +2,15 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from sandbox_api.host.interface import ShelfFacts
+from sandbox_api.host.interface import Device, Sample, ShelfFacts
 
+_GPU_GAUGES = {
+    "used": "Whether a sandbox has the GPU.",
+    "memory_used_mb": "Memory in use, MiB.",
+    "utilization": "Percent of the time that something ran on it.",
+    "temperature": "Degrees Celsius.",
+    "power_w": "Watts.",
+}
 _SHELF = ["image", "memory_mb", "kind"]
 _BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60)
 
@@ -41,6 +48,11 @@ class Metrics:
             "isobox_egress_decisions", "Decisions of policies.", ["event", "verdict"], registry=self.registry
         )
 
+        self.gpus = {
+            name: Gauge(f"isobox_gpu_{name}", text, ["uuid", "kind", "sandbox"], registry=self.registry)
+            for name, text in _GPU_GAUGES.items()
+        }
+
     def tell_pool(self, shelves: list[ShelfFacts]) -> None:
         """Bring the pool's gauges up to date; shelves that are gone disappear."""
         for gauge in (self.pool_ready, self.pool_age, self.pool_claims):
@@ -52,6 +64,22 @@ class Metrics:
             self.pool_age.labels(*labels).set(each.age_s)
             self.pool_claims.labels(*labels, "hit").set(each.hits)
             self.pool_claims.labels(*labels, "miss").set(each.misses)
+
+    def tell_gpus(self, devices: list[tuple[Device, Sample, str]]) -> None:
+        """Bring the GPUs' gauges up to date: each device, how it does, whose it is."""
+        for gauge in self.gpus.values():
+            gauge.clear()
+        for device, sample, sandbox in devices:
+            values = {
+                "used": float(bool(sandbox)),
+                "memory_used_mb": sample.memory_used_mb,
+                "utilization": sample.utilization,
+                "temperature": sample.temperature,
+                "power_w": sample.power_w,
+            }
+            for name, value in values.items():
+                if value is not None:
+                    self.gpus[name].labels(device.uuid, device.kind, sandbox).set(value)
 
     def text(self) -> bytes:
         """In the exposition format."""

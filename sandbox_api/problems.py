@@ -6,6 +6,7 @@ from typing import Final
 
 from common.errors import IsoboxError
 from fs.errors import BucketFailed, ImageError, ImageInvalid, StoreFull, StoreUnreachable, UnknownImage
+from gpu.errors import GpuBusy, GpuImpossible, GpuUnusable
 from isolation.connections import PortClosed
 from isolation.errors import (
     ChannelViolation,
@@ -107,6 +108,9 @@ _ERRORS: Final[Mapping[type[IsoboxError], tuple[int, str, bool]]] = {
     ImageInvalid: (422, "image_invalid", False),
     BucketFailed: (422, "bucket_unusable", False),
     MountFailed: (422, "mount_failed", False),
+    GpuImpossible: (422, "gpu_impossible", False),
+    GpuBusy: (409, "gpu_busy", True),
+    GpuUnusable: (503, "gpu_unusable", False),
     StoreFull: (507, "store_full", False),
     StoreUnreachable: (502, "registry_unreachable", True),
     ImageError: (500, "image_failed", True),

@@ -47,6 +47,11 @@ class Settings:
     registries: Access = field(default_factory=Access)
     buckets: Access = field(default_factory=lambda: Access(setting="ISOBOX_BUCKETS"))
     bucket_spool_mb: int = 10240
+    gpus: bool = True
+    gpu_driver_abi: str = ""
+    gpu_libraries: Path | None = None
+    gpu_scrub: bool = True
+    gpu_look_s: float = 5.0
     stores: tuple[str, ...] = ()
     lazy_cache_mb: int = 20480
     network: bool = True
@@ -171,6 +176,19 @@ def _presets(text: str) -> dict[str, Policy]:
         raise ValueError(f"{error.detail} ({error.hint})") from None
 
 
+def _abi(text: str) -> str:
+    if not re.fullmatch(r"|latest|\d+\.\d+(\.\d+)?", text):
+        raise ValueError("expected a driver's version, or latest")
+    return text
+
+
+def _folder(text: str) -> Path:
+    path = Path(text).absolute()
+    if not path.is_dir():
+        raise ValueError("there is no such folder")
+    return path
+
+
 def _file(text: str) -> Path:
     path = Path(text).absolute()
     if not path.is_file():
@@ -199,6 +217,11 @@ _PARSERS: dict[str, Callable[[str], dict[str, object]]] = {
     "lazy_cache_mb": lambda text: {"lazy_cache_mb": _positive(text)},
     "registries": lambda text: {"registries": _hosts(text, "ISOBOX_REGISTRIES")},
     "buckets": lambda text: {"buckets": _hosts(text, "ISOBOX_BUCKETS")},
+    "gpus": lambda text: {"gpus": _flag(text)},
+    "gpu_driver_abi": lambda text: {"gpu_driver_abi": _abi(text)},
+    "gpu_libraries": lambda text: {"gpu_libraries": _folder(text)},
+    "gpu_scrub": lambda text: {"gpu_scrub": _flag(text)},
+    "gpu_look_s": lambda text: {"gpu_look_s": _seconds(text)},
     "bucket_spool_mb": lambda text: {"bucket_spool_mb": _positive(text)},
     "network": lambda text: {"network": _flag(text)},
     "egress_block": lambda text: {"egress_block": _block(text)},

@@ -15,6 +15,7 @@ except ImportError:  # the client was installed alone
 
 from isobox import Sandbox, calls
 from isobox.cli import forward, stream
+from isobox.cli.gpu import gpu_app, usage
 from isobox.cli.images import image_app
 from isobox.cli.net import net_app, secret_app
 from isobox.cli.say import complain, moment, print_table
@@ -37,6 +38,8 @@ app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(net_app, name="net")
 app.add_typer(secret_app, name="secret")
 app.add_typer(volume_app, name="volume")
+app.add_typer(gpu_app, name="gpu")
+app.command()(usage)
 out = Console(soft_wrap=True)
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -63,13 +66,16 @@ def run(
     memory_mb: Annotated[int | None, typer.Option("--memory", help="MiB.")] = None,
     env: Annotated[list[str] | None, typer.Option("--env", "-e", help="NAME=VALUE; may be repeated.")] = None,
     network: Annotated[str | None, typer.Option(help="What may leave it: a preset (none, open, packages …).")] = None,
+    gpu: Annotated[str | None, typer.Option(help="A GPU of this kind (any, h100 …) for it alone.")] = None,
 ) -> None:
     """Run a command in a fresh sandbox: isobox run -- python3 -c 'print(1)'."""
     argv = context.args
     if not argv:
         raise typer.BadParameter("name a command behind --, for example: isobox run -- python3 -c 'print(1)'")
     resources = {"memory_mb": memory_mb} if memory_mb else None
-    with Sandbox.create(image, timeout_s=timeout_s, resources=resources, env=_env(env), network=network) as sandbox:
+    with Sandbox.create(
+        image, timeout_s=timeout_s, resources=resources, env=_env(env), network=network, gpu=gpu
+    ) as sandbox:
         code = stream.run(sandbox, argv, user=user)
     raise typer.Exit(code)
 
@@ -107,9 +113,10 @@ def create(
     name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds until it ends.")] = 300.0,
     network: Annotated[str | None, typer.Option(help="What may leave it: a preset (none, open, packages …).")] = None,
+    gpu: Annotated[str | None, typer.Option(help="A GPU of this kind (any, h100 …) for it alone.")] = None,
 ) -> None:
     """Create a sandbox and print its id."""
-    print(Sandbox.create(image, name=name, timeout_s=timeout_s, network=network).id)
+    print(Sandbox.create(image, name=name, timeout_s=timeout_s, network=network, gpu=gpu).id)
 
 
 @app.command()

@@ -12,6 +12,9 @@ from typing import Any, Protocol
 from fs.buckets.objects import Keys as Keys
 from fs.buckets.objects import Place as Place
 from fs.compare import Difference as Difference
+from gpu.device import Device as Device
+from gpu.device import Inventory as Inventory
+from gpu.device import Sample as Sample
 from isolation.cgroups import Usage as Usage
 from isolation.connections import Listener as Listener
 from isolation.execlog import EventType as EventType
@@ -22,7 +25,9 @@ from isolation.files import Change as Change
 from isolation.files import Entry as Entry
 from isolation.pool import ShelfFacts as ShelfFacts
 from isolation.sandbox import End as End
+from isolation.spec import BARE as BARE
 from isolation.spec import DEFAULT as DEFAULT
+from isolation.spec import Equipment as Equipment
 from isolation.spec import Resources as Resources
 from netpolicy.gateway.ward import Authority as Authority
 from netpolicy.gateway.ward import Credentials as Credentials
@@ -412,8 +417,32 @@ class Buckets(Protocol):
         """The next failure: whose, and what (path of the mount, file in it, detail)."""
 
 
+class Gpus(Protocol):
+    """Its GPUs; errors of `gpu.errors`."""
+
+    @property
+    def inventory(self) -> Inventory:
+        """What there was at the last look."""
+
+    async def look(self) -> Inventory:
+        """What there is now."""
+
+    async def equip(self, devices: tuple[Device, ...]) -> Equipment:
+        """What a sandbox needs to use these, and no others."""
+
+    async def clean(self, device: Device) -> None:
+        """See that nobody uses it any more, and overwrite its memory."""
+
+    async def forgive(self, uuid: str) -> None:
+        """Forget what the driver reported of it."""
+
+
 class Host(Protocol):
     """One machine."""
+
+    @property
+    def gpus(self) -> Gpus:
+        """Its GPUs."""
 
     @property
     def buckets(self) -> Buckets:
@@ -456,10 +485,14 @@ class Host(Protocol):
 
     # ---- sandboxes
 
-    async def claim_sandbox(self, image: str, resources: Resources, egress: Egress) -> str | None:
+    async def claim_sandbox(
+        self, image: str, resources: Resources, egress: Egress, equipment: Equipment = BARE
+    ) -> str | None:
         """Take a ready sandbox out of the pool: its id, or None where there is none that fits."""
 
-    async def create_sandbox(self, id_: str, image: str, resources: Resources, egress: Egress) -> None:
+    async def create_sandbox(
+        self, id_: str, image: str, resources: Resources, egress: Egress, equipment: Equipment = BARE
+    ) -> None:
         """Start a sandbox from the image of that name."""
 
     def shelves(self) -> list[ShelfFacts]:

@@ -5,6 +5,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -26,13 +27,14 @@ from isolation.platforms import choose_platform
 from isolation.pool import Pool, Shape, ShelfFacts
 from isolation.sandbox import End, Machine, Sandbox, post_mortem
 from isolation.snapshots import Maker, SnapshotFolder, cpu_features
-from isolation.spec import DEFAULT, Resources
+from isolation.spec import BARE, DEFAULT, Equipment, Resources
 from sandbox_api.host.fleet import Fleet
 from sandbox_api.host.interface import Egress, KnownExec, Usage
 from sandbox_api.host.local_buckets import LocalBuckets
 from sandbox_api.host.local_copies import LocalCopies
 from sandbox_api.host.local_execs import LocalExecs
 from sandbox_api.host.local_files import LocalFiles
+from sandbox_api.host.local_gpus import LocalGpus, furnish
 from sandbox_api.host.local_images import LocalImages
 from sandbox_api.host.local_network import LocalNetworks, local_networks
 from sandbox_api.host.local_ports import LocalPorts
@@ -117,6 +119,14 @@ class LocalHost:
             settings.buckets,
             spool_bytes=settings.bucket_spool_mb << 20,
         )
+        self.gpus = LocalGpus(
+            machine.runsc,
+            settings.state / "gpu",
+            enabled=settings.gpus,
+            abi=settings.gpu_driver_abi,
+            library_folder=settings.gpu_libraries,
+            scrub=settings.gpu_scrub,
+        )
         self.execs = LocalExecs(self._fleet, settings.state / "logs", working=self._foreground.note)
         snapshots = SnapshotFolder(settings.state / "snapshots")
         maker = Maker(machine.runsc.release, machine.runsc.platform, cpu_features(Path("/proc/cpuinfo").read_text()))
@@ -163,6 +173,7 @@ class LocalHost:
         await self._tasks.cancel()  # before what the tasks use is gone
         await self._pool.drain()
         await self.buckets.close()
+        await asyncio.to_thread(self.gpus.close)
         self.execs.close_logs()
         self.copies.close()
         await self._fleet.leave()
@@ -180,11 +191,13 @@ class LocalHost:
 
     # ---- sandboxes
 
-    async def claim_sandbox(self, image: str, resources: Resources, egress: Egress) -> str | None:
+    async def claim_sandbox(
+        self, image: str, resources: Resources, egress: Egress, equipment: Equipment = BARE
+    ) -> str | None:
         found = self._images.ready(image)
         if found is None:
             return None
-        shape = self._shape(found, resources)
+        shape = replace(self._shape(found, resources), equipment=equipment)
         if image == self._settings.pool_image and shape == self._shape(found, DEFAULT):
             self._pool.keep_warm(shape)
         if (ready := self._pool.claim(shape)) is None:
@@ -195,11 +208,15 @@ class LocalHost:
         self._fleet.adopt(ready.sandbox)
         return ready.sandbox.id
 
-    async def create_sandbox(self, id_: str, image: str, resources: Resources, egress: Egress) -> None:
+    async def create_sandbox(
+        self, id_: str, image: str, resources: Resources, egress: Egress, equipment: Equipment = BARE
+    ) -> None:
         path = self._images.path(await self.images.ready(image))
         with self._foreground.working():
-            sandbox = await Sandbox.create(self._machine, id_, image=path, resources=resources)
+            sandbox = await Sandbox.create(self._machine, id_, image=path, resources=resources, equipment=equipment)
         async with sandbox.undone_on_failure():
+            if equipment != BARE:
+                await furnish(sandbox)
             await self.networks.apply(id_, egress)
             sandbox.claim(resources)
         self._fleet.adopt(sandbox)

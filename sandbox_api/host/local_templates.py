@@ -12,8 +12,10 @@ from isolation.files import operate
 from isolation.pool import Shape
 from isolation.sandbox import Sandbox
 from isolation.snapshots import Maker, SnapshotFolder
+from isolation.spec import BARE
 from sandbox_api.host.interface import Template, TemplateExec
 from sandbox_api.host.local_execs import LocalExecs
+from sandbox_api.host.local_gpus import furnish as furnish_gpus
 
 _TOUCH_TIMEOUT_S = 10.0
 
@@ -45,6 +47,8 @@ class Templates:
             await sandbox.start()
             async with operate(sandbox.link, "stat", "/", user="0", allow_root=True) as first:
                 await first.result()  # the first process of a sandbox takes twice as long as others
+            if shape.equipment != BARE:
+                await furnish_gpus(sandbox)
         return {}
 
     async def discard(self, sandbox: Sandbox) -> None:

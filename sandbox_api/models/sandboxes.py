@@ -9,17 +9,19 @@ from sandbox_api.host.interface import DEFAULT
 from sandbox_api.lifecycle import Reason, State
 from sandbox_api.models.buckets import MountedBucket
 from sandbox_api.models.common import Command, Environment, Label, LabelName, Page, Seconds, Strict, Text, UserName
+from sandbox_api.models.gpus import AskedGpu
 from sandbox_api.models.network import AskedPolicy, asked
 from sandbox_api.models.volumes import MountedVolume, MountPath
 
 
 class Resources(Strict):
-    """cpu in cores; memory_mb and disk_mb in MiB; pids: processes and threads of one user inside."""
+    """cpu in cores; memory_mb and disk_mb in MiB; pids: processes and threads of one user inside; GPUs."""
 
     cpu: Annotated[float, Field(gt=0, le=256, allow_inf_nan=False)] = DEFAULT.cpu
     memory_mb: Annotated[int, Field(ge=64, le=1 << 20)] = DEFAULT.memory_mb
     disk_mb: Annotated[int, Field(ge=16, le=1 << 20)] = DEFAULT.disk_mb
     pids: Annotated[int, Field(ge=16, le=32768)] = DEFAULT.pids
+    gpu: AskedGpu | None = None
 
 
 class CreateSandbox(Strict):
@@ -45,6 +47,14 @@ class CreateSandbox(Strict):
     def asked_network(self) -> dict[str, Any] | str | None:
         """The policy as its parser takes it."""
         return asked(self.network)
+
+
+class SandboxGpu(BaseModel):
+    """A GPU that a sandbox has; memory_mb in MiB."""
+
+    uuid: str
+    kind: str
+    memory_mb: int
 
 
 class PatchSandbox(Strict):
@@ -83,6 +93,7 @@ class Sandbox(BaseModel):
     park_after_s: float | None
     paused_by: Literal["request", "idle"] | None
     resources: Resources
+    gpus: list[SandboxGpu]
     network: dict[str, Any]
     parent: str | None
     snapshot: str | None

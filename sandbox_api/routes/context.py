@@ -15,12 +15,14 @@ from sandbox_api.services.contexts import ContextService
 from sandbox_api.services.copies import CopyService
 from sandbox_api.services.egress import EgressService
 from sandbox_api.services.execs import ExecService
+from sandbox_api.services.gpus import GpuService
 from sandbox_api.services.images import ImageService
 from sandbox_api.services.parking import Parking
 from sandbox_api.services.registry import Registry
 from sandbox_api.services.sandboxes import SandboxService
 from sandbox_api.services.secrets import SecretService
 from sandbox_api.services.uploads import Uploads
+from sandbox_api.services.usage import UsageService
 from sandbox_api.services.volumes import VolumeService
 
 
@@ -42,6 +44,8 @@ class Services:
     images: ImageService
     uploads: Uploads
     volumes: VolumeService
+    gpus: GpuService
+    usage: UsageService
 
 
 # Coroutines although they wait for nothing: FastAPI sends a plain function through a thread, 0.2 ms each.

@@ -16,7 +16,7 @@ from typing import Any, Final
 from common.errors import IsoboxError
 from common.ids import new_id
 from common.tasks import TaskOwner
-from sandbox_api.host.interface import CopyFacts, Egress, Host, Resources, Template, TemplateExec
+from sandbox_api.host.interface import CopyFacts, Egress, Host, Template, TemplateExec
 from sandbox_api.lifecycle import Event as LifeEvent
 from sandbox_api.lifecycle import State
 from sandbox_api.models.common import time_of
@@ -29,6 +29,7 @@ from sandbox_api.services.cursor import decode_cursor, encode_cursor
 from sandbox_api.services.egress import EgressService
 from sandbox_api.services.events import EVENTS, EventLog
 from sandbox_api.services.execs import ExecService
+from sandbox_api.services.gpus import refuse_copies
 from sandbox_api.services.life import Life
 from sandbox_api.services.registry import Live, Registry, host_resources
 from sandbox_api.services.sandboxes import SandboxService
@@ -103,6 +104,7 @@ class CopyService:
             copy = await self._host.copies.take_files(live.record.id, id_, live.record.image_digest)
             origin = _Origin(_fields(live.record))
         else:
+            refuse_copies(live.record)
             runs = self._contexts.on(live)
             copy = await self._host.copies.take(live.record.id, id_, keep=True)
             origin = self._origin(live, copy, runs)
@@ -183,14 +185,14 @@ class CopyService:
 
     async def _lay_out(self, tenant: str, origin: _Origin, copy: CopyFacts, egress: Egress) -> Live:
         fields = origin.sandbox
-        resources = Resources(**fields["resources"])
+        resources = host_resources(_record(fields, ""))
         id_ = await self._host.copies.lay_out(copy, fields["image_digest"], resources, egress)
         return await self._make(id_, tenant, origin, copy, egress, snapshot=copy.name, own={}, laid_out=True)
 
     async def _claim(
         self, snapshot: SnapshotRecord, fields: dict[str, Any], egress: Egress
     ) -> tuple[str, dict[str, str]] | None:
-        resources = Resources(**fields["resources"])
+        resources = host_resources(_record(fields, ""))
         return await self._host.copies.claim_template(self._template(snapshot), resources, egress)
 
     def _template(self, snapshot: SnapshotRecord) -> Template:
@@ -227,6 +229,7 @@ class CopyService:
     ) -> tuple[list[SandboxRecord], list[ForkError]]:
         """So many children that go on side by side with the sandbox: those that do, and why others do not."""
         live = await self._registry.usable(tenant, sandbox_id)
+        refuse_copies(live.record)
         forking = self._tasks.spawn(self._fork(live, tenant, request), name=f"fork {sandbox_id}")
         return await asyncio.shield(forking)
 
@@ -372,7 +375,8 @@ class CopyService:
 
 
 def _fields(record: SandboxRecord) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in (*_INHERITED, *_INHERITED_TIMES, *_INHERITED_NETWORK)}
+    found = {name: getattr(record, name) for name in (*_INHERITED, *_INHERITED_TIMES, *_INHERITED_NETWORK)}
+    return found | {"resources": found["resources"] | {"gpu": None}}  # GPUs are nobody's twice
 
 
 def _record(fields: Mapping[str, Any], tenant: str) -> SandboxRecord:
@@ -418,6 +422,8 @@ def _given(request: CreateSandbox, snapshot: SnapshotRecord) -> dict[str, Any]:
         if name in given
     }
     fields["env"] = had["env"] | request.env
+    if "resources" in given and request.resources.gpu is not None:
+        raise invalid("a copy has no GPU", "leave `resources.gpu` out, or create a sandbox of an image")
     if "resources" in given:
         resources = had["resources"] | request.resources.model_dump(exclude_unset=True)
         for name in ("memory_mb", "disk_mb"):

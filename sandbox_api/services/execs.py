@@ -21,6 +21,7 @@ from sandbox_api.output.follow import follow
 from sandbox_api.problems import Problem, invalid, not_found
 from sandbox_api.services.egress import EgressService
 from sandbox_api.services.exec_ends import conclude, last_events, refusal
+from sandbox_api.services.gpus import environment
 from sandbox_api.services.openlog import OpenLog
 from sandbox_api.services.registry import Live, Registry
 from sandbox_api.settings import Settings
@@ -116,7 +117,7 @@ class ExecService:
         spec = ExecSpec(
             argv=request.command,
             user=user,
-            env=EgressService.environment(sandbox) | sandbox.env | request.env,
+            env=EgressService.environment(sandbox) | environment(sandbox) | sandbox.env | request.env,
             workdir=request.workdir or sandbox.workdir or "",
             terminal=Terminal(request.pty.rows, request.pty.cols) if request.pty else None,
             stdin=(request.stdin is not False and request.stdin is not None) or request.pty is not None,

@@ -20,6 +20,7 @@ from sandbox_api.problems import Problem, sandbox_ended
 from sandbox_api.services.buckets import BucketService
 from sandbox_api.services.egress import EgressService
 from sandbox_api.services.execs import ExecService
+from sandbox_api.services.gpus import refuse_copies
 from sandbox_api.services.life import Life
 from sandbox_api.services.registry import Live, Registry, host_resources
 from sandbox_api.settings import Settings
@@ -92,7 +93,7 @@ class Parking:
         """Begin to park it if it is due; otherwise the moment to look again."""
         record = live.record
         after_s = self._settings.park_after_s if record.park_after_s is None else record.park_after_s
-        if record.state != State.RUNNING or live.moving.locked():
+        if record.state != State.RUNNING or live.moving.locked() or record.gpus:
             return []
         due = max(live.used_at + after_s, live.park_not_before)
         if due > now:
@@ -128,12 +129,15 @@ class Parking:
         record = live.record
         if record.state != State.RUNNING:
             raise _ended(record)
+        refuse_copies(record)
+        cpu_s = self._host.usage(record.id).cpu_s
         copy = await self._host.copies.pause(record.id)
         if record.state != State.RUNNING:  # terminated meanwhile
             await self._host.copies.drop(record.id)
             raise _ended(record)
         record.copy = {"digest": copy.digest, "size": copy.size}
         record.paused_by = by
+        record.cpu_s += cpu_s
         await self._life.move(live, LifeEvent.PAUSED)
         await self._host.copies.park(record.id)
 

@@ -106,7 +106,7 @@ async def _nobody_wakes(_: Live) -> None:
 
 def host_resources(record: SandboxRecord) -> Resources:
     """What it may use, as the host takes it."""
-    return Resources(**record.resources)
+    return Resources(**{name: value for name, value in record.resources.items() if name != "gpu"})
 
 
 def _paused() -> Problem:

@@ -12,12 +12,20 @@ from common.ids import new_id
 from common.tasks import TaskOwner
 from isolation.errors import ChannelLost, SandboxGone
 from isolation.execlog import Event, Gap
-from sandbox_api.host.interface import Egress, Host, ImageFacts, KnownEgress
+from sandbox_api.host.interface import BARE, Device, Egress, Equipment, Host, ImageFacts, KnownEgress
 from sandbox_api.lifecycle import FINAL, State
 from sandbox_api.lifecycle import Event as LifeEvent
 from sandbox_api.models.common import time_of
 from sandbox_api.models.execs import ExecRequest
-from sandbox_api.models.sandboxes import CreateSandbox, PatchSandbox, Resources, Sandbox, Stats, Termination
+from sandbox_api.models.sandboxes import (
+    CreateSandbox,
+    PatchSandbox,
+    Resources,
+    Sandbox,
+    SandboxGpu,
+    Stats,
+    Termination,
+)
 from sandbox_api.output.follow import follow
 from sandbox_api.problems import Problem, invalid
 from sandbox_api.services.buckets import BucketService
@@ -27,9 +35,11 @@ from sandbox_api.services.cursor import decode_cursor, encode_cursor
 from sandbox_api.services.egress import EgressService
 from sandbox_api.services.events import EVENTS, EventLog
 from sandbox_api.services.execs import ExecService
+from sandbox_api.services.gpus import GpuService, described
 from sandbox_api.services.life import Life
 from sandbox_api.services.parking import Parking
 from sandbox_api.services.registry import Live, Registry, host_resources
+from sandbox_api.services.usage import UsageService
 from sandbox_api.services.volumes import VolumeService
 from sandbox_api.settings import Settings
 from sandbox_api.store.records import SandboxRecord
@@ -49,6 +59,8 @@ class SandboxService:
         catalog: Catalog,
         volumes: VolumeService,
         buckets: BucketService,
+        gpus: GpuService,
+        usage: UsageService,
         life: Life,
         execs: ExecService,
         parking: Parking,
@@ -63,6 +75,8 @@ class SandboxService:
         self._catalog = catalog
         self._volumes = volumes
         self._buckets = buckets
+        self._gpus = gpus
+        self._usage = usage
         self._life = life
         self._execs = execs
         self._parking = parking
@@ -104,12 +118,21 @@ class SandboxService:
         )
         with self._registry.places(1, self._settings.max_sandboxes):
             egress = await self._egress.begin(record, request.asked_network)
-        claimed = await self._host.claim_sandbox(image.name, host_resources(record), egress)
+        wanted = request.resources.gpu
+        devices = () if wanted is None else await self._gpus.take(wanted)
+        claimed = None
+        try:
+            if devices is not None:
+                equipment = await self._host.gpus.equip(devices)
+                claimed = await self._host.claim_sandbox(image.name, host_resources(record), egress, equipment)
+        except BaseException:
+            await self._gpus.give_back([each.uuid for each in devices or ()])
+            raise
         record.id = claimed or new_id("sbx")
         live = Live(record, EventLog(self._host.execs.log_path(record.id, EVENTS)))
         self._registry.live[record.id] = live
         # Shielded: a client that goes away leaves a sandbox with a record, never one without.
-        starting = self._start(live, began, image.name, egress, request, ready=claimed is not None)
+        starting = self._start(live, began, image.name, egress, request, devices, ready=claimed is not None)
         return await asyncio.shield(self._tasks.spawn(starting, name=f"create {record.id}"))
 
     async def _start(
@@ -119,30 +142,49 @@ class SandboxService:
         image: str,
         egress: Egress,
         request: CreateSandbox,
+        devices: tuple[Device, ...] | None,
         *,
         ready: bool,
     ) -> SandboxRecord:
+        """With devices None it waits for those that it asked for."""
         record = live.record
-        await self._store.save_sandbox(record)
         try:
+            record.gpus = described(devices or ())
+            await self._store.save_sandbox(record)
+            equipment = await self._equipment(live, request, devices)
             await self._volumes.claim(record, request.volumes)
             await self._buckets.claim(record, request.buckets)
             if not ready:
-                await self._host.create_sandbox(record.id, image, host_resources(record), egress)
+                await self._host.create_sandbox(record.id, image, host_resources(record), egress, equipment)
             await self._egress.trust(record, egress)
             await self._volumes.fill(record)
             await self._buckets.mount(record)
         except BaseException as error:
             await self._host.destroy_sandbox(record.id)
             await self._buckets.leave(record)
-            await self._life.move(live, LifeEvent.FAILED, Termination(reason="failed", detail=str(error)[:500]))
-            self._host.execs.remove_logs(record.id)
+            await self._gpus.leave(record)
+            if record.state not in FINAL:  # nobody ended it meanwhile
+                await self._life.move(live, LifeEvent.FAILED, Termination(reason="failed", detail=str(error)[:500]))
+                self._host.execs.remove_logs(record.id)
             raise
         await self._life.started(live, began)
         self.begun(live)
         if record.command is not None:
             await self._start_job(live, record.command)
         return record
+
+    async def _equipment(self, live: Live, request: CreateSandbox, devices: tuple[Device, ...] | None) -> Equipment:
+        record, wanted = live.record, request.resources.gpu
+        if wanted is None:
+            return BARE
+        if devices is None:
+            devices = await self._gpus.wait(
+                wanted, record.id, lambda position: live.events.add("gpu_waiting", position=position)
+            )
+            record.gpus = described(devices)
+            await self._store.save_sandbox(record)
+        await self._gpus.note(devices, record.id)
+        return await self._host.gpus.equip(devices)
 
     async def _start_job(self, live: Live, command: list[str]) -> None:
         try:
@@ -262,11 +304,13 @@ class SandboxService:
                 live.record.termination = termination.model_dump()
                 await self._life.move(live, LifeEvent.ENDING)
             await self._buckets.settle(live.record)
-            await self._host.destroy_sandbox(live.record.id)
+            used = await self._host.destroy_sandbox(live.record.id)
             await self._buckets.leave(live.record)
+            await self._gpus.leave(live.record)
             if live.record.copy is not None:
                 await self._host.copies.drop(live.record.id)
             await self._life.move(live, LifeEvent.ENDED)
+            await self._usage.keep(live.record, used.cpu_s)
             self._contexts.forget(live.record.id)
             self._egress.forget(live.record.id)
 
@@ -322,6 +366,7 @@ class SandboxService:
                 self._host.execs.remove_logs(id_)
                 await self._store.forget_sandbox(id_)
             await self._store.forget_answers(time.time() - 86400)
+            await self._usage.forget_old()
             await self._store.checkpoint()
             await asyncio.sleep(min(30.0, self._settings.retain_s))
 
@@ -378,12 +423,11 @@ class SandboxService:
     async def _give_up(self, live: Live, why: Termination) -> None:
         record = live.record
         _log.warning("sandbox not recovered", sandbox=record.id, reason=why.reason, detail=why.detail)
-        if record.state == State.TERMINATING:
-            await self._host.destroy_sandbox(record.id)
-            await self._life.move(live, LifeEvent.ENDED)
-        elif why.reason == "lost":
-            await self._host.destroy_sandbox(record.id)
-            await self._life.move(live, LifeEvent.FAILED, why)
+        if record.state == State.TERMINATING or why.reason == "lost":
+            event = LifeEvent.ENDED if record.state == State.TERMINATING else LifeEvent.FAILED
+            used = await self._host.destroy_sandbox(record.id)
+            await self._life.move(live, event, None if event == LifeEvent.ENDED else why)
+            await self._usage.keep(record, used.cpu_s)
         else:
             await self._end(live, why)
         for each in await self._store.unfinished_execs(record.id):
@@ -408,6 +452,7 @@ def describe(record: SandboxRecord) -> Sandbox:
         expires_at=time_of(record.expires_at),
         idle_timeout_s=record.idle_timeout_s,
         resources=Resources(**record.resources),
+        gpus=[SandboxGpu(**each) for each in record.gpus],
         parent=record.parent,
         snapshot=record.snapshot,
         park_after_s=record.park_after_s,

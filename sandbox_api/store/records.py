@@ -43,10 +43,28 @@ class SandboxRecord:
     network_generation: int = 0
     volumes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Where volumes lie in it: `{"id", "name", "read_only", "version"}` each."""
+    gpus: list[dict[str, Any]] = field(default_factory=list)
+    """Its GPUs: `{"uuid", "kind", "memory_mb"}` each."""
     buckets: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Where buckets lie in it: as the request had them (`models.buckets`), and `address`, by which each is held."""
     placeholders: dict[str, str] = field(default_factory=dict)
     """What stands in its environment in the place of credentials."""
+    cpu_s: float = 0.0
+    """What it had used when it was paused last."""
+
+
+@dataclass(slots=True)
+class UsageRecord:
+    """What a sandbox that has ended used; see `models.usage`."""
+
+    sandbox: str
+    tenant: str
+    name: str | None
+    labels: dict[str, str]
+    started_at: float
+    ended_at: float
+    cpu_s: float
+    gpu_s: dict[str, float]
 
 
 @dataclass(slots=True)

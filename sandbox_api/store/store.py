@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sandbox_api.lifecycle import FINAL, State
+from sandbox_api.store import functions
 from sandbox_api.store.records import (
     ContextRecord,
     ExecRecord,
@@ -21,10 +22,11 @@ from sandbox_api.store.records import (
     SandboxRecord,
     SecretRecord,
     SnapshotRecord,
+    UsageRecord,
     VolumeRecord,
 )
 
-_SCHEMA_VERSION: Final = 4
+_SCHEMA_VERSION: Final = 6
 _SCHEMA: Final = (
     """
 create table sandboxes (id text primary key, tenant text not null, created_at real not null, ended_at real,
@@ -57,6 +59,13 @@ create table volumes (id text primary key, tenant text not null, name text not n
 create table steps (tenant text not null, key text not null, digest text not null, at real not null,
                     primary key (tenant, key)) without rowid;
 """,
+    """
+create table gpus (uuid text primary key, doc text not null) without rowid;
+create table usage (sandbox text primary key, tenant text not null, started_at real not null, ended_at real not null,
+                    doc text not null) without rowid;
+create index usage_by_time on usage (tenant, started_at);
+""",
+    functions.SCHEMA,
 )
 """What each version adds to the one before it."""
 
@@ -96,6 +105,7 @@ class Store:
             self._db.executescript(f"begin; {added} pragma user_version={_SCHEMA_VERSION}; commit;")
         elif version != _SCHEMA_VERSION:
             raise sqlite3.DatabaseError(f"{path} has version {version}; this server knows {_SCHEMA_VERSION}")
+        self.functions = functions.FunctionStore(self._db)
 
     def close(self) -> None:
         """Write the log back and close."""
@@ -267,6 +277,36 @@ class Store:
     async def forget_snapshot(self, id_: str) -> None:
         """Delete the record."""
         self._db.execute("delete from snapshots where id = ?", (id_,))
+
+    # ---- GPUs and usage
+
+    async def save_gpu(self, uuid: str, doc: dict[str, Any]) -> None:
+        """Insert or replace what is known of a device."""
+        self._db.execute("insert or replace into gpus values (?, ?)", (uuid, json.dumps(doc)))
+
+    async def gpus(self) -> list[tuple[str, dict[str, Any]]]:
+        """What is known of devices, by UUID."""
+        return [(uuid, json.loads(doc)) for uuid, doc in self._db.execute("select uuid, doc from gpus")]
+
+    async def save_usage(self, record: UsageRecord) -> None:
+        """Insert or replace."""
+        self._db.execute(
+            "insert or replace into usage values (?, ?, ?, ?, ?)",
+            (record.sandbox, record.tenant, record.started_at, record.ended_at, json.dumps(asdict(record))),
+        )
+
+    async def usage(self, tenant: str, since: float, until: float, limit: int) -> list[UsageRecord]:
+        """The tenant's that ran at some moment between, what began last first."""
+        rows = self._db.execute(
+            "select doc from usage where tenant = ? and started_at < ? and ended_at >= ?"
+            " order by started_at desc, sandbox desc limit ?",
+            (tenant, until, since, limit),
+        )
+        return [UsageRecord(**json.loads(row[0])) for row in rows]
+
+    async def forget_usage(self, before: float) -> None:
+        """Delete that of sandboxes that ended before a moment."""
+        self._db.execute("delete from usage where ended_at < ?", (before,))
 
     # ---- images
 
