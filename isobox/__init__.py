@@ -26,6 +26,16 @@ from isobox.errors import (
     StreamBroken,
     TooMany,
 )
+from isobox.functions.app import App, Function, gather
+from isobox.functions.calls import FunctionCall
+from isobox.functions.errors import (
+    CallCancelled,
+    ContainerFailed,
+    FunctionError,
+    FunctionTimeout,
+    NotSerializable,
+    RemoteError,
+)
 from isobox.gpus import Gpu, GpuAsk, gpus
 from isobox.image import Image
 from isobox.values import (
@@ -45,12 +55,15 @@ from isobox.volume import Volume
 
 __all__ = [
     "ApiError",
+    "App",
     "AsyncContext",
     "AsyncProcess",
     "AsyncSandbox",
     "Bucket",
+    "CallCancelled",
     "ConflictError",
     "ConnectionFailed",
+    "ContainerFailed",
     "Context",
     "Event",
     "ExecError",
@@ -61,6 +74,10 @@ __all__ = [
     "FilePage",
     "ForkIncomplete",
     "Frame",
+    "Function",
+    "FunctionCall",
+    "FunctionError",
+    "FunctionTimeout",
     "Gpu",
     "GpuAsk",
     "Image",
@@ -70,9 +87,11 @@ __all__ = [
     "IsoboxError",
     "NotAuthenticated",
     "NotFound",
+    "NotSerializable",
     "Outcome",
     "Policy",
     "Process",
+    "RemoteError",
     "Sandbox",
     "SandboxEnded",
     "SandboxInfo",
@@ -81,6 +100,7 @@ __all__ = [
     "StreamBroken",
     "TooMany",
     "Volume",
+    "gather",
     "gpus",
 ]
 __version__ = "0.1.0"

@@ -24,6 +24,7 @@ from sandbox_api.routes import contexts as context_routes
 from sandbox_api.routes import (
     execs,
     files,
+    functions,
     gpus,
     images,
     network,
@@ -42,6 +43,7 @@ from sandbox_api.services.contexts import ContextService
 from sandbox_api.services.copies import CopyService
 from sandbox_api.services.egress import EgressService
 from sandbox_api.services.execs import ExecService
+from sandbox_api.services.functions.service import FunctionService
 from sandbox_api.services.gpus import GpuService
 from sandbox_api.services.images import ImageService
 from sandbox_api.services.life import Life
@@ -104,12 +106,15 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
         copies = CopyService(
             settings, host, registry, life, exec_service, contexts, sandbox_service, egress, buckets, tasks
         )
+        function_service = FunctionService(settings, host, registry, sandbox_service, exec_service, uploads, tasks)
+        stack.push_async_callback(function_service.close)
         await sandbox_service.recover()
         await gpu_service.recover()
         await image_service.recover()
         await buckets.recover()
         await host.begin()
         await copies.keep_templates()
+        await function_service.recover()
         tasks.spawn(sandbox_service.watch_ends(), name="ends")
         tasks.spawn(egress.watch(exec_service.tell), name="refusals")
         tasks.spawn(sandbox_service.watch_clock(), name="clock")
@@ -117,6 +122,7 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
         tasks.spawn(buckets.watch_failures(), name="bucket failures")
         tasks.spawn(copies.watch_expiry(), name="expiry")
         tasks.spawn(sandbox_service.watch_retention(), name="retention")
+        tasks.spawn(function_service.watch_retention(), name="calls")
         tasks.spawn(image_service.watch_uploads(), name="uploads")
         yield Services(
             host,
@@ -135,6 +141,7 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
             volume_service,
             gpu_service,
             usage,
+            function_service,
         )
 
 
@@ -170,6 +177,7 @@ def make_app(settings: Settings, store: Store) -> FastAPI:
         images.router,
         volumes.router,
         gpus.router,
+        functions.router,
         images.uploads_router,
         images.store_router,
         system.router,

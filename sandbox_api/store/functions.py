@@ -2,6 +2,8 @@
 
 import json
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -67,12 +69,12 @@ class InputRecord:
 
 @dataclass(slots=True)
 class ContainerRecord:
-    """A sandbox that runs a function: the runner's exec, and the last event of its log that was dealt with."""
+    """A sandbox that runs a function: the runner's exec, and how many bytes of what it said were dealt with."""
 
     sandbox: str
     function: str
     exec: str
-    seq: int = 0
+    taken: int = 0
 
 
 @dataclass(slots=True)
@@ -101,7 +103,7 @@ create table results (seq integer primary key autoincrement, call text not null,
                       kind text not null, doc text not null);
 create index results_by_call on results (call, seq);
 create table containers (sandbox text primary key, function text not null, exec text not null,
-                         seq integer not null) without rowid;
+                         taken integer not null) without rowid;
 """
 _INPUT = "call, idx, inputs.function, state, data, upload, container, attempts, crashes, not_before, yields"
 
@@ -111,18 +113,24 @@ class FunctionStore:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
+        self._inside = False
 
-    def begin(self) -> None:
-        """What follows is written together, or not at all."""
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """What is written inside is written together, or not at all; one in another is part of that."""
+        if self._inside:
+            yield
+            return
         self._db.execute("begin immediate")
-
-    def commit(self) -> None:
-        """It is written."""
+        self._inside = True
+        try:
+            yield
+        except BaseException:
+            self._db.execute("rollback")
+            raise
+        finally:
+            self._inside = False
         self._db.execute("commit")
-
-    def rollback(self) -> None:
-        """It is not."""
-        self._db.execute("rollback")
 
     # ---- functions
 
@@ -208,6 +216,14 @@ class FunctionStore:
         )
         return [InputRecord(*row) for row in rows]
 
+    def input(self, call: str, index: int) -> InputRecord | None:
+        """One."""
+        row = self._db.execute(
+            f"select {_INPUT} from inputs where call = ? and idx = ?",  # noqa: S608  # our own words
+            (call, index),
+        ).fetchone()
+        return InputRecord(*row) if row else None
+
     # ---- results
 
     def add_result(self, call: str, index: int, kind: str, doc: dict[str, Any]) -> int:
@@ -232,13 +248,13 @@ class FunctionStore:
         """Insert or replace."""
         self._db.execute(
             "insert or replace into containers values (?, ?, ?, ?)",
-            (record.sandbox, record.function, record.exec, record.seq),
+            (record.sandbox, record.function, record.exec, record.taken),
         )
 
     def containers(self) -> list[ContainerRecord]:
         """All."""
         return [
-            ContainerRecord(*row) for row in self._db.execute("select sandbox, function, exec, seq from containers")
+            ContainerRecord(*row) for row in self._db.execute("select sandbox, function, exec, taken from containers")
         ]
 
     def forget_container(self, sandbox: str) -> None:

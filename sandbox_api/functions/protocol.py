@@ -1,0 +1,145 @@
+"""What a runner says, taken apart. Pure.
+
+It is the guest's word: lines are bounded, and whatever is not of the form that runner.py gives is a violation, which
+ends the container.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+LINE_MAX: Final = 512 << 10
+FILE_MAX: Final = 4 << 30
+_TEXT_MAX: Final = 128 << 10
+_IDS_MAX: Final = 4096
+
+
+class RunnerViolation(Exception):
+    """What no runner of ours says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """Bytes, or a file inside that holds so many."""
+
+    data: bytes = b""
+    file: str = ""
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A line: its kind, the input that it is about ("" for none), and what came with it."""
+
+    kind: str
+    input: str = ""
+    value: Value | None = None
+    number: int = 0
+    text: str = ""
+    name: str = ""
+    trace: str = ""
+    ids: list[str] = field(default_factory=list)
+
+
+class Lines:
+    """Takes a stream apart, however it is cut."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    @property
+    def pending(self) -> int:
+        """Bytes of a line that is not whole yet."""
+        return len(self._rest)
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """The frames that are whole now; RunnerViolation."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LINE_MAX:
+            raise RunnerViolation("a line without an end")
+        for line in lines:
+            yield parse(line)
+
+
+def parse(line: bytes) -> Frame:
+    """One line; RunnerViolation."""
+    if len(line) > LINE_MAX:
+        raise RunnerViolation("a line that is too long")
+    try:
+        raw = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RunnerViolation("a line that is no JSON") from error
+    if not isinstance(raw, dict):
+        raise RunnerViolation("a line that is no object")
+    match raw.get("k"):
+        case "ready":
+            return Frame("ready")
+        case "have":
+            ids = raw.get("ids")
+            if not isinstance(ids, list) or len(ids) > _IDS_MAX:
+                raise RunnerViolation("ids that are no list")
+            return Frame("have", number=_number(raw, "n"), ids=[_short(each) for each in ids])
+        case "broken":
+            return Frame("broken", name=_text(raw, "t"), text=_text(raw, "m"), trace=_text(raw, "b"))
+        case "print":
+            number = raw.get("i")
+            return Frame(
+                "print", "" if number is None else _short(number), number=_number(raw, "s"), text=_text(raw, "t")
+            )
+        case "done":
+            return Frame("done", _short(raw.get("i")), _value(raw.get("v")))
+        case "yield":
+            return Frame("yield", _short(raw.get("i")), _value(raw.get("v")), number=_number(raw, "y"))
+        case "error":
+            value = None if raw.get("v") is None else _value(raw["v"])
+            return Frame(
+                "error", _short(raw.get("i")), value, name=_text(raw, "t"), text=_text(raw, "m"), trace=_text(raw, "b")
+            )
+    raise RunnerViolation("a line of another kind")
+
+
+def _short(raw: Any) -> str:
+    if not isinstance(raw, str) or not 0 < len(raw) <= 64:
+        raise RunnerViolation("an id that is none")
+    return raw
+
+
+def _text(raw: dict[str, Any], name: str) -> str:
+    found = raw.get(name)
+    if not isinstance(found, str) or len(found) > _TEXT_MAX:
+        raise RunnerViolation(f"{name} is no text")
+    return found.encode(errors="replace").decode()  # a lone surrogate is no text
+
+
+def _number(raw: dict[str, Any], name: str) -> int:
+    found = raw.get(name)
+    if not isinstance(found, int) or not 0 <= found < 1 << 53:
+        raise RunnerViolation(f"{name} is no number")
+    return found
+
+
+def _value(raw: Any) -> Value:
+    if isinstance(raw, dict) and isinstance(raw.get("d"), str):
+        try:
+            return Value(base64.b64decode(raw["d"], validate=True))
+        except (binascii.Error, ValueError) as error:
+            raise RunnerViolation("a value that is no base64") from error
+    if isinstance(raw, dict) and isinstance(raw.get("f"), str) and 0 < len(raw["f"]) < 4096:
+        size = _number(raw, "n")
+        if size > FILE_MAX:
+            raise RunnerViolation("a value of more than 4 GiB")
+        return Value(file=raw["f"], size=size)
+    raise RunnerViolation("a value that is none")
+
+
+def run(input_: str, argument: dict[str, Any]) -> bytes:
+    """Tell a runner to run an input."""
+    return json.dumps({"c": "run", "i": input_, "a": argument}).encode() + b"\n"
+
+
+def have(number: int) -> bytes:
+    """Ask a runner which inputs it has in hand."""
+    return json.dumps({"c": "have", "n": number}).encode() + b"\n"

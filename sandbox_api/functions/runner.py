@@ -1,0 +1,282 @@
+"""Runs a function inside a sandbox: `python3 runner.py FOLDER`, the standard library alone.
+
+FOLDER/function.json says what to run, FOLDER/code is on the path. Lines of JSON come on stdin and go to what was
+stdout; whatever the function prints goes to its caller, line by line, tagged with the input it belongs to.
+
+    {"c": "run", "i": ID, "a": VALUE}   {"c": "have", "n": N}                                                     in
+    {"k": "ready"}  {"k": "done" | "yield" | "error", "i": ID, …}  {"k": "print", "i", "s", "t"}  {"k": "have"}      out
+
+VALUE is {"d": base64} or, where it is large, {"f": path}; what is in it the client's codec decides, which lies in
+FOLDER/code too (isobox/functions/codec.py).
+"""
+
+from __future__ import annotations
+
+# Every import takes milliseconds under gVisor, before the first input can begin: no more here than all inputs need.
+import binascii
+import importlib
+import io
+import json
+import os
+import sys
+import threading
+from _contextvars import ContextVar, copy_context
+from _queue import SimpleQueue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+INLINE = 48 << 10
+PRINT_MAX = 16 << 10
+INPUT: ContextVar[str | None] = ContextVar("input", default=None)
+
+
+class Channel:
+    """The way back to the host; lines are whole whoever writes them."""
+
+    def __init__(self) -> None:
+        self._fd = os.dup(1)
+        self._lock = threading.Lock()
+
+    def say(self, **frame: object) -> None:
+        """One line."""
+        line = json.dumps(frame).encode() + b"\n"
+        with self._lock:
+            view = memoryview(line)
+            while view:
+                view = view[os.write(self._fd, view) :]
+
+
+class Stray:
+    """What is printed past us, by child processes for example: it belongs to the one input in hand, if there is one."""
+
+    def __init__(self, channel: Channel, hand: dict[str, bool]) -> None:
+        self._channel = channel
+        self._hand = hand
+        self._lock = threading.Lock()
+        self._from, to = os.pipe()
+        os.set_blocking(self._from, False)
+        os.dup2(to, 1)
+        os.dup2(to, 2)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        import select
+
+        while True:
+            select.select([self._from], [], [])
+            self.pass_on()
+
+    def pass_on(self) -> None:
+        """All that is there."""
+        with self._lock:
+            try:
+                while data := os.read(self._from, PRINT_MAX):
+                    whose = next(iter(self._hand)) if len(self._hand) == 1 else None
+                    self._channel.say(k="print", i=whose, s=2, t=data.decode(errors="replace"))
+            except BlockingIOError:
+                return
+
+
+class Printed(io.TextIOBase):
+    """stdout or stderr of the function: what belongs to an input says so."""
+
+    def __init__(self, channel: Channel, stream: int) -> None:
+        self._channel = channel
+        self._stream = stream
+        self._rest: dict[str | None, str] = {}
+
+    encoding = "utf-8"
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def fileno(self) -> int:
+        """Of what is printed past us."""
+        return self._stream
+
+    def write(self, text: str) -> int:
+        """Pass on what is a whole line, keep the rest for a moment."""
+        number = INPUT.get()
+        held = self._rest.pop(number, "") + text
+        whole, newline, rest = held.rpartition("\n")
+        if len(rest) > PRINT_MAX:
+            whole, newline, rest = held, "", ""
+        if rest:
+            self._rest[number] = rest
+        if whole or newline:
+            self._pass(number, whole + newline)
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on what there is."""
+        number = INPUT.get()
+        if rest := self._rest.pop(number, ""):
+            self._pass(number, rest)
+
+    def _pass(self, number: str | None, text: str) -> None:
+        for begin in range(0, len(text), PRINT_MAX):
+            self._channel.say(k="print", i=number, s=self._stream, t=text[begin : begin + PRINT_MAX])
+
+
+class Runner:
+    """The function, loaded, and those inputs that are in hand."""
+
+    def __init__(self, folder: str, channel: Channel) -> None:
+        self.folder = folder
+        self.channel = channel
+        with open(os.path.join(folder, "function.json")) as file:
+            self.said = json.load(file)
+        sys.path.insert(0, os.path.join(folder, "code"))
+        self.codec: Any = importlib.import_module("isobox_inside.codec")
+        self.function = self.codec.load(self.said["entry"], os.path.join(folder, "code"))
+        self.hand: dict[str, bool] = {}
+        self.stray = Stray(channel, self.hand)
+        self.files = 0
+
+    def value(self, given: dict[str, str]) -> bytes:
+        """The bytes of an argument."""
+        if "d" in given:
+            return binascii.a2b_base64(given["d"])
+        try:
+            with open(given["f"], "rb") as file:
+                return file.read()
+        finally:
+            os.unlink(given["f"])
+
+    def packed(self, data: bytes) -> dict[str, object]:
+        """Bytes as they are sent: in the line, or in a file that the host reads."""
+        if len(data) <= INLINE:
+            return {"d": binascii.b2a_base64(data, newline=False).decode()}
+        self.files += 1
+        path = os.path.join(self.folder, f"out-{os.getpid()}-{self.files}")
+        with open(path, "wb") as file:
+            file.write(data)
+        return {"f": path, "n": len(data)}
+
+    def work(self, number: str, given: dict[str, str]) -> None:
+        """One input, from its arguments to its end."""
+        token = INPUT.set(number)
+        try:
+            args, kwargs = self.codec.arguments(self.value(given))
+            result = self.function(*args, **kwargs)
+            if hasattr(result, "__await__"):
+                import asyncio
+
+                result = asyncio.run(_awaited(result))
+            self.finish(number, result)
+        except BaseException as error:
+            self.fail(number, error)
+        finally:
+            INPUT.reset(token)
+            self.hand.pop(number, None)
+
+    def finish(self, number: str, result: Any) -> None:
+        """Its value, or one after the other those that it yields."""
+        trust = self.said["trust"]
+        if self.said["generator"]:
+            if hasattr(result, "__aiter__"):
+                result = _drained(result)
+            for count, each in enumerate(result):
+                self.flush()
+                self.channel.say(k="yield", i=number, y=count, v=self.packed(self.codec.result(each, trust)))
+            result = None
+        data = self.packed(self.codec.result(result, trust))
+        self.flush()
+        self.channel.say(k="done", i=number, v=data)
+
+    def fail(self, number: str, error: BaseException) -> None:
+        """Its exception, with where it happened."""
+        import traceback
+
+        trace = traceback.TracebackException.from_exception(error)
+        hidden = os.path.abspath(__file__)
+        trace.stack = traceback.StackSummary.from_list([each for each in trace.stack if each.filename != hidden])
+        kind = type(error)
+        try:
+            data = self.packed(self.codec.exception(error, self.said["trust"]))
+        except Exception:
+            data = None
+        self.flush()
+        self.channel.say(
+            k="error",
+            i=number,
+            t=f"{kind.__module__}.{kind.__qualname__}",
+            m=str(error)[:10_000],
+            b="".join(trace.format())[-50_000:],
+            v=data,
+        )
+
+    def flush(self) -> None:
+        """Prints come before what follows them."""
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        self.stray.pass_on()
+
+
+async def _awaited(result: Any) -> Any:
+    return await result
+
+
+def _drained(generator: Any) -> Iterator[Any]:
+    """An asynchronous generator's values, one by one."""
+    import asyncio
+
+    with asyncio.Runner() as runner:
+        while True:
+            try:
+                yield runner.run(_awaited(anext(generator)))
+            except StopAsyncIteration:
+                return
+
+
+def main() -> None:
+    """Serve until there is no more input."""
+    folder = sys.argv[1]
+    channel = Channel()
+    sys.stdout, sys.stderr = Printed(channel, 1), Printed(channel, 2)
+    try:
+        runner = Runner(folder, channel)
+    except BaseException as error:
+        import traceback
+
+        trace = "".join(traceback.format_exception(error))
+        channel.say(k="broken", t=type(error).__name__, m=str(error)[:10_000], b=trace[-50_000:])
+        return
+    concurrency = runner.said["concurrency"]
+    waiting: SimpleQueue[tuple[str, dict[str, str]] | None] = SimpleQueue()
+
+    def hear() -> None:
+        for line in sys.stdin.buffer:
+            asked = json.loads(line)
+            if asked["c"] == "have":
+                channel.say(k="have", n=asked["n"], ids=list(runner.hand))
+            elif asked["i"] not in runner.hand:
+                runner.hand[asked["i"]] = True
+                waiting.put((asked["i"], asked["a"]))
+        waiting.put(None)
+
+    threading.Thread(target=hear, daemon=True).start()
+
+    def serve() -> None:
+        while (asked := waiting.get()) is not None:
+            copy_context().run(runner.work, *asked)
+        waiting.put(None)
+
+    channel.say(k="ready")
+    if concurrency == 1:
+        serve()  # in the main thread: signals and libraries that want it find what they expect
+        return
+    threads = [threading.Thread(target=serve) for _ in range(concurrency)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+
+
+if __name__ == "__main__":
+    importlib.invalidate_caches()
+    main()

@@ -1,0 +1,136 @@
+"""Functions and their calls over the wire."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from sandbox_api.models.buckets import MountedBucket
+from sandbox_api.models.common import Environment, Page, Strict, Text, UserName
+from sandbox_api.models.network import AskedPolicy, asked
+from sandbox_api.models.sandboxes import Resources
+from sandbox_api.models.volumes import MountedVolume, MountPath
+
+Name = Annotated[Text, Field(pattern=r"^[A-Za-z_<][A-Za-z0-9_.<>-]{0,254}$")]
+AppName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+BatchSize = 1000
+
+
+class Retries(Strict):
+    """So many more attempts after a failure, the first delay_s later, each next factor times as late, 60 s at most."""
+
+    count: Annotated[int, Field(ge=0, le=100)] = 0
+    delay_s: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 1.0
+    factor: Annotated[float, Field(ge=1, le=10, allow_inf_nan=False)] = 2.0
+
+
+class CreateFunction(Strict):
+    """A function: code (an upload, see PUT /v1/uploads), where it begins in there, and what its containers are like.
+
+    The code is a tar archive that lies at `code/` beside the runner; it holds `isobox_inside/codec.py`, which loads
+    `entry` and reads and writes values. The same again is the same function.
+    """
+
+    app: AppName
+    name: Name
+    code: Digest
+    entry: dict[str, Any]
+    image: Annotated[Text, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")] = "python"
+    resources: Resources = Resources()
+    env: Environment = {}
+    user: UserName = "user"
+    network: AskedPolicy | None = None
+    volumes: Annotated[dict[MountPath, MountedVolume], Field(max_length=16)] = {}
+    buckets: Annotated[dict[MountPath, MountedBucket], Field(max_length=8)] = {}
+    timeout_s: Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)] = 300.0
+    retries: Retries = Retries()
+    min_containers: Annotated[int, Field(ge=0, le=1000)] = 0
+    max_containers: Annotated[int, Field(ge=1, le=1000)] = 8
+    buffer_containers: Annotated[int, Field(ge=0, le=100)] = 0
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 1
+    scaledown_s: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = 60.0
+    generator: bool = False
+    trust: Literal["safe", "pickle"] = "safe"
+
+    @property
+    def asked_network(self) -> dict[str, Any] | str | None:
+        """The policy as its parser takes it."""
+        return asked(self.network)
+
+
+class Function(BaseModel):
+    """A function, and what is going on in it."""
+
+    id: str
+    app: str
+    name: str
+    image: str
+    created_at: datetime
+    containers: int
+    queued: int
+    running: int
+
+
+class FunctionPage(Page):
+    """The tenant's functions, the newest first."""
+
+    functions: list[Function]
+
+
+class Argument(Strict):
+    """An input: bytes in base64, or an upload."""
+
+    data: Annotated[str, Field(max_length=512 << 10)] | None = None
+    upload: Digest | None = None
+
+
+class CreateCall(Strict):
+    """A call with some of its inputs; with more, others follow. wait_s: answer with the results if they come in time.
+
+    Who chooses the id can ask again without having it done twice.
+    """
+
+    id: Annotated[str, Field(pattern=r"^cal[a-z2-7]{26}$")] | None = None
+    inputs: Annotated[list[Argument], Field(max_length=BatchSize)]
+    more: bool = False
+    wait_s: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 0.0
+
+
+class AddInputs(Strict):
+    """Inputs of a call from the first-th on; what it has already is left as it is."""
+
+    first: Annotated[int, Field(ge=0, le=1 << 31)]
+    inputs: Annotated[list[Argument], Field(max_length=BatchSize)]
+    more: bool = False
+
+
+class CallResult(BaseModel):
+    """What happened to an input: `done` (value), `error`, `yield` (value, number), `print` (text, stream), `cancelled`.
+
+    A value is bytes in base64, or where it is large `file`: GET /v1/calls/{id}/values/{seq}.
+    """
+
+    seq: int
+    index: int
+    kind: Literal["done", "error", "yield", "print", "cancelled"]
+    data: str | None = None
+    file: int | None = None
+    number: int | None = None
+    stream: int | None = None
+    text: str | None = None
+    error: dict[str, Any] | None = None
+
+
+class Call(BaseModel):
+    """A call; complete once every input has ended and no more will come. results where they were asked for."""
+
+    id: str
+    function: str
+    created_at: datetime
+    total: int
+    ended: int
+    complete: bool
+    cancelled: bool
+    results: list[CallResult] = []
+    next_after: int = 0

@@ -1,0 +1,75 @@
+"""/v1/functions and /v1/calls."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
+from fastapi.responses import StreamingResponse
+
+from sandbox_api.models.functions import AddInputs, Call, CreateCall, CreateFunction, Function, FunctionPage
+from sandbox_api.routes.context import Tenant, Use, problems
+
+router = APIRouter(tags=["functions"])
+FunctionId = Annotated[str, Path(max_length=64)]
+CallId = Annotated[str, Path(max_length=64)]
+Seq = Annotated[int, Path(ge=0, le=1 << 53)]
+
+
+@router.post("/v1/functions", status_code=201, responses=problems(403, 429))
+async def create(use: Use, tenant: Tenant, request: CreateFunction) -> Function:
+    """Make a function; the same again is the one that there is."""
+    return use.functions.describe(await use.functions.create(tenant, request))
+
+
+@router.get("/v1/functions", responses=problems())
+async def list_(use: Use, tenant: Tenant) -> FunctionPage:
+    """The tenant's functions, the newest first."""
+    return FunctionPage(functions=[use.functions.describe(each) for each in await use.functions.all(tenant)])
+
+
+@router.get("/v1/functions/{function_id}", responses=problems())
+async def get(use: Use, tenant: Tenant, function_id: FunctionId) -> Function:
+    """Look at a function."""
+    return use.functions.describe(await use.functions.get(tenant, function_id))
+
+
+@router.delete("/v1/functions/{function_id}", status_code=204, responses=problems())
+async def retire(use: Use, tenant: Tenant, function_id: FunctionId) -> None:
+    """Keep no containers of it ready any more; calls that are on go on."""
+    await use.functions.retire(tenant, function_id)
+
+
+@router.post("/v1/functions/{function_id}/calls", status_code=201, responses=problems(409))
+async def call(use: Use, tenant: Tenant, function_id: FunctionId, request: CreateCall) -> Call:
+    """Call it; with wait_s the answer has the results, if they come in time."""
+    return await use.functions.call(tenant, function_id, request)
+
+
+@router.get("/v1/calls/{call_id}", responses=problems())
+async def results(
+    use: Use,
+    tenant: Tenant,
+    call_id: CallId,
+    after: Annotated[int, Query(ge=0, le=1 << 53)] = 0,
+    wait_s: Annotated[float, Query(ge=0, le=60, allow_inf_nan=False)] = 0.0,
+) -> Call:
+    """A call and what happened in it beyond after, waiting up to wait_s seconds for something to happen."""
+    return await use.functions.results(tenant, call_id, after, wait_s)
+
+
+@router.post("/v1/calls/{call_id}/inputs", responses=problems(409))
+async def add(use: Use, tenant: Tenant, call_id: CallId, request: AddInputs) -> Call:
+    """More inputs of a call that was made with more=true."""
+    return await use.functions.add(tenant, call_id, request)
+
+
+@router.get("/v1/calls/{call_id}/values/{seq}", responses=problems(), response_class=Response)
+async def value(use: Use, tenant: Tenant, call_id: CallId, seq: Seq) -> Response:
+    """A large value's bytes."""
+    contents = await use.functions.value(tenant, call_id, seq)
+    return StreamingResponse(contents, media_type="application/octet-stream")
+
+
+@router.delete("/v1/calls/{call_id}", responses=problems())
+async def cancel(use: Use, tenant: Tenant, call_id: CallId) -> Call:
+    """Cancel it: what waits is not begun, what runs is stopped."""
+    return await use.functions.cancel(tenant, call_id)

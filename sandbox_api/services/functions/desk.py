@@ -1,0 +1,212 @@
+"""What all functions share: starting and ending containers, values that are large, calls and who waits for them."""
+
+import asyncio
+import base64
+import contextlib
+import shutil
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+from common.errors import IsoboxError
+from common.ids import new_id
+from sandbox_api.functions.protocol import Value
+from sandbox_api.host.interface import Host
+from sandbox_api.lifecycle import FINAL
+from sandbox_api.models.execs import ExecRequest
+from sandbox_api.models.functions import CreateFunction
+from sandbox_api.models.sandboxes import CreateSandbox
+from sandbox_api.problems import Problem
+from sandbox_api.services.execs import ExecService
+from sandbox_api.services.functions.code import FOLDER, Code
+from sandbox_api.services.functions.container import Container
+from sandbox_api.services.registry import Registry
+from sandbox_api.services.sandboxes import SandboxService
+from sandbox_api.services.uploads import Uploads
+from sandbox_api.store.functions import CallRecord, ContainerRecord, FunctionRecord, InputRecord
+
+LABEL: Final = "isobox.function"
+_LIFE_S: Final = 30 * 86400.0
+_INLINE: Final = 48 << 10
+
+
+class Desk:
+    """See the module."""
+
+    def __init__(
+        self,
+        host: Host,
+        registry: Registry,
+        sandboxes: SandboxService,
+        execs: ExecService,
+        uploads: Uploads,
+        code: Code,
+        values: Path,
+    ) -> None:
+        self.store = registry.store.functions
+        self.closing = False
+        self._host = host
+        self._registry = registry
+        self._sandboxes = sandboxes
+        self._execs = execs
+        self._uploads = uploads
+        self._code = code
+        self._values = values
+        self._calls: dict[str, CallRecord] = {}
+        self._moved: dict[str, asyncio.Event] = {}
+
+    # ---- containers
+
+    async def start(self, record: FunctionRecord, asked: CreateFunction) -> Container:
+        """A new container, its runner started; what any of its parts may raise."""
+        fields = {name: record.asked[name] for name in _OF_SANDBOX if name in record.asked}
+        request = CreateSandbox.model_validate(
+            fields
+            | {
+                "timeout_s": _LIFE_S,
+                "park_after_s": _LIFE_S,
+                "name": f"{asked.app}.{asked.name}"[:128],
+                "labels": {LABEL: record.id, "isobox.app": asked.app},
+            }
+        )
+        sandbox = await self._sandboxes.create(record.tenant, request)
+        try:
+            live = self._registry.live[sandbox.id]
+            user = sandbox.user
+            await self._host.files.unpack(sandbox.id, FOLDER, False, self._code.read(record.id), user)
+            exec_ = await self._execs.start_in(
+                live,
+                ExecRequest(
+                    argv=["python3", f"{FOLDER}/runner.py", FOLDER],
+                    env={"ISOBOX_FUNCTION": f"{asked.app}.{asked.name}"},
+                    stdin=True,
+                    overflow="block",
+                ),
+                role="context",
+                title=f"function: {asked.app}.{asked.name}",
+            )
+            if exec_.state == "exited":
+                raise Problem(422, "language_unavailable", "the image has no python3", hint="use an image that has it")
+            kept = ContainerRecord(sandbox.id, record.id, exec_.id)
+            self.store.save_container(kept)
+            container = Container(self._host, self._execs, live, exec_, kept)
+            container.starts()
+        except BaseException:
+            await self._sandboxes.terminate(record.tenant, sandbox.id)
+            raise
+        return container
+
+    async def end(self, container: Container) -> None:
+        """End a container; no error if it has ended."""
+        with contextlib.suppress(IsoboxError):
+            await self._sandboxes.terminate(container.live.record.tenant, container.sandbox)
+        self.store.forget_container(container.sandbox)
+
+    async def why(self, container: Container) -> str:
+        """How a runner came to its end."""
+        await self._execs.wait(container.exec)
+        if container.live.record.state in FINAL or container.live.over.is_set():
+            found = container.live.record.termination or {}
+            return str(found.get("detail") or found.get("reason") or "its sandbox ended")
+        outcome = container.exec.outcome or {}
+        return f"its process ended ({outcome.get('signal') or outcome.get('exit_code')})"
+
+    # ---- values
+
+    async def argument(self, container: Container, tenant: str, record: InputRecord) -> dict[str, Any]:
+        """An input's argument as the runner takes it: in the line, or in a file that is put there first."""
+        if record.upload is None and len(record.data) <= _INLINE:
+            return {"d": base64.b64encode(record.data).decode()}
+        path = f"{FOLDER}/in-{new_id('req')}"
+        if record.upload is None:
+            contents, size = _once(record.data), len(record.data)
+        else:
+            contents, size = self._uploads.read(tenant, record.upload), -1
+        await self._host.files.write(container.sandbox, path, size, 0o600, contents, container.live.record.user)
+        return {"f": path}
+
+    def _value(self, call: str, name: str) -> Path:
+        return self._values / call / name
+
+    async def fetch(self, container: Container, call: str, value: Value) -> str:
+        """Read a large value out of a container: what it is kept as. The path is the guest's, and read inside."""
+        name = new_id("req")
+        path = self._value(call, name)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        size, user = 0, container.live.record.user
+        with path.open("xb") as file:
+            async for piece in self._host.files.read(container.sandbox, value.file, 0, value.size, user):
+                if isinstance(piece, bytes):
+                    size += len(piece)
+                    await asyncio.to_thread(file.write, piece)
+        if size != value.size:
+            path.unlink()
+            raise Problem(422, "value_cut", f"a result of {value.size} bytes had {size} when it was read")
+        await self._host.files.remove(container.sandbox, value.file, False, user)
+        return name
+
+    def drop(self, call: str, name: str) -> None:
+        """Delete a large value."""
+        self._value(call, name).unlink(missing_ok=True)
+
+    async def read(self, call: str, name: str) -> AsyncIterator[bytes]:
+        """A large value's bytes."""
+        with self._value(call, name).open("rb") as file:
+            while piece := await asyncio.to_thread(file.read, 1 << 20):
+                yield piece
+
+    # ---- calls
+
+    def call(self, id_: str) -> CallRecord | None:
+        """A call, the same object for all."""
+        if (known := self._calls.get(id_)) is not None:
+            return known
+        found = self.store.call(id_)
+        if found is not None and not found.complete:
+            self._calls[id_] = found
+        return found
+
+    def add_call(self, record: CallRecord) -> None:
+        """A new one."""
+        self._calls[record.id] = record
+        self.store.save_call(record)
+
+    def end_input(self, record: InputRecord, kind: str, doc: dict[str, Any]) -> None:
+        """An input is over: its result, its state and its call's count; whoever is in a transaction goes on in it."""
+        with self.store.transaction():
+            self.store.add_result(record.call, record.index, kind, doc)
+            self.store.save_input(record)
+            if (call := self.call(record.call)) is not None:
+                call.ended += 1
+                self.save(call)
+        self.tell(record.call)
+
+    def save(self, call: CallRecord) -> None:
+        """Bring a call up to date."""
+        if call.complete and call.ended_at is None:
+            call.ended_at = time.time()
+        self.store.save_call(call)
+        if call.complete:
+            self._calls.pop(call.id, None)
+
+    def tell(self, call: str) -> None:
+        """Something happened in it."""
+        if (moved := self._moved.pop(call, None)) is not None:
+            moved.set()
+
+    async def moved(self, call: str) -> None:
+        """Wait until something happens in it."""
+        await self._moved.setdefault(call, asyncio.Event()).wait()
+
+    def forget(self, call: str) -> None:
+        """Delete all that there is of it."""
+        self.store.forget_call(call)
+        shutil.rmtree(self._values / call, ignore_errors=True)
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+_OF_SANDBOX: Final = ("image", "resources", "env", "user", "network", "volumes", "buckets")

@@ -1,0 +1,372 @@
+"""One function at work: its queue, its containers, and the loop that matches them.
+
+Everything that must not be lost is written before it is acted upon: an input is `running` in the store before a runner
+hears of it, and its result and its end are one transaction. What a crash leaves is sorted out by asking the runners
+what they have in hand.
+"""
+
+import asyncio
+import base64
+import time
+from typing import Any, Final
+
+import structlog
+
+from common.errors import IsoboxError
+from common.tasks import TaskOwner
+from sandbox_api.functions import protocol, scale
+from sandbox_api.functions.protocol import Frame, RunnerViolation, Value
+from sandbox_api.models.functions import CreateFunction
+from sandbox_api.problems import from_error
+from sandbox_api.services.functions.container import Container
+from sandbox_api.services.functions.desk import Desk
+from sandbox_api.services.functions.queue import InputQueue, Waiting
+from sandbox_api.store.functions import FunctionRecord, InputRecord
+
+_log = structlog.get_logger(__name__)
+_CRASHES_MAX: Final = 3
+_PRINTS_MAX: Final = 1 << 20
+_DELAY_MAX_S: Final = 60.0
+_STARTS_FAILED_MAX: Final = 5
+_START_PAUSE_S: Final = 0.5
+_INLINE: Final = 48 << 10
+
+
+class Running:
+    """See the module. `desk` is what all functions share."""
+
+    def __init__(self, desk: Desk, record: FunctionRecord) -> None:
+        self.record = record
+        self.asked = CreateFunction.model_validate(record.asked)
+        self.containers: dict[str, Container] = {}
+        self.starting = 0
+        self.queue = InputQueue()
+        self._desk = desk
+        self._store = desk.store
+        self._tasks = TaskOwner()
+        self._moved = asyncio.Event()
+        self._printed: dict[str, int] = {}
+        self._failed_starts = 0
+        self._not_before = 0.0
+        self._settling: set[str] = set()
+
+    # ---- from outside
+
+    def put(self, waiting: Waiting) -> None:
+        """An input came."""
+        self.queue.put(waiting)
+
+    def wake(self) -> None:
+        """Something changed."""
+        self._dispatch()
+        self._moved.set()
+
+    def cancel(self, call: str) -> None:
+        """Nobody wants this call any more: what waits is over, what runs is stopped where nothing else would be."""
+        for each in self.queue.drop(call):
+            found = self._store.input(each.call, each.index)
+            if found is not None and found.state != "ended":
+                self._end(found, "cancelled", {})
+        for container in list(self.containers.values()):
+            mine = [each for each in container.hand.values() if each.call == call]
+            for running in mine:
+                container.let_go(running.id)
+                self._end(running, "cancelled", {})
+            if mine:
+                self._stop(container)  # what its neighbours in there do is done elsewhere
+        self.wake()
+
+    async def run(self) -> None:
+        """Keep as many containers as there should be, for as long as there is the function."""
+        while True:
+            self._moved.clear()
+            now = time.time()
+            moments = [self.queue.ripen(now), self._expire(now), self._scale(now)]
+            self._dispatch()
+            upcoming = min((each for each in moments if each is not None), default=None)
+            pause = None if upcoming is None else max(0.005, upcoming - time.time())
+            try:
+                async with asyncio.timeout(pause):
+                    await self._moved.wait()
+            except TimeoutError:
+                continue
+
+    async def close(self) -> None:
+        """The server ends; what runs goes on."""
+        await self._tasks.cancel()
+
+    # ---- containers
+
+    def _scale(self, now: float) -> float | None:
+        asked = self.asked
+        bounds = scale.Bounds(
+            least=0 if self.record.retired else min(asked.min_containers, asked.max_containers),
+            most=asked.max_containers,
+            buffer=asked.buffer_containers,
+            concurrency=asked.concurrency,
+            scaledown_s=asked.scaledown_s,
+        )
+        there = [
+            scale.Container(each.sandbox, len(each.hand), not each.ready, each.idle_since)
+            for each in self.containers.values()
+            if not each.stopping
+        ]
+        there += [scale.Container(f"new {n}", starting=True) for n in range(self.starting)]
+        found = scale.plan(bounds, len(self.queue), there, now)
+        for name in found.stop:
+            self._stop(self.containers[name])
+        if found.start and self._not_before > now:
+            return self._not_before
+        for _ in range(found.start):
+            self.starting += 1
+            self._tasks.spawn(self._start(), name=f"container of {self.record.id}")
+        return found.look_at
+
+    async def _start(self) -> None:
+        try:
+            container = await self._desk.start(self.record, self.asked)
+        except IsoboxError as error:
+            self._start_failed(error.detail, error.hint, again=from_error(error).retryable)
+        except (OSError, TimeoutError) as error:
+            self._start_failed(str(error) or type(error).__name__, "", again=True)
+        else:
+            self.adopt(container)
+        finally:
+            self.starting -= 1
+            self._moved.set()
+
+    def adopt(self, container: Container) -> None:
+        """It is one of ours from now on."""
+        self.containers[container.sandbox] = container
+        self._tasks.spawn(self._see_through(container), name=f"runner in {container.sandbox}")
+
+    def _start_failed(self, detail: str, hint: str, *, again: bool) -> None:
+        self._failed_starts += 1
+        pause = min(30.0, _START_PAUSE_S * 2.0**self._failed_starts)
+        self._not_before = time.time() + pause
+        _log.warning("a container did not start", function=self.record.name, error=detail, pause_s=pause)
+        if not self.containers and (self._failed_starts >= _STARTS_FAILED_MAX or not again):
+            self._fail_all("ContainerFailed", f"no container starts: {detail}", hint)
+
+    async def _see_through(self, container: Container) -> None:
+        try:
+            await container.pump(self._on_frames)
+        except RunnerViolation as error:
+            _log.warning("a runner broke the protocol", sandbox=container.sandbox, error=str(error))
+        finally:
+            if not self._desk.closing:
+                await self._gone(container)
+
+    async def _gone(self, container: Container) -> None:
+        """A runner has ended, whyever: what it had in hand goes to others."""
+        self.containers.pop(container.sandbox, None)
+        why = await self._desk.why(container)
+        for each in list(container.hand.values()):
+            container.let_go(each.id)
+            if not container.stopping:
+                each.crashes += 1
+            if each.crashes > _CRASHES_MAX:
+                error = {"type": "ContainerCrashed", "message": f"{each.crashes} containers ended under it: {why}"}
+                self._end(each, "error", {"error": error})
+            else:
+                self._requeue(each, first=True)
+        if not (container.ready or container.stopping or container.broken):
+            words = container.words.decode(errors="replace").strip().splitlines()[-1:]
+            self._start_failed(f"the runner ended at once: {' '.join(words) or why}", "", again=True)
+        if container.broken is not None:
+            broken = container.broken
+            self._fail_all(broken.name, broken.text, "", trace=broken.trace)
+        await self._desk.end(container)
+        self.wake()
+
+    def _stop(self, container: Container) -> None:
+        if not container.stopping:
+            container.stopping = True
+            self._tasks.spawn(self._desk.end(container), name=f"end {container.sandbox}")
+
+    def _fail_all(self, name: str, message: str, hint: str, *, trace: str = "") -> None:
+        error = {"type": name, "message": message, "hint": hint, "traceback": trace}
+        for each in self.queue.drain():
+            found = self._store.input(each.call, each.index)
+            if found is not None and found.state != "ended":
+                self._end(found, "error", {"error": error})
+
+    # ---- inputs
+
+    def _dispatch(self) -> None:
+        for container in list(self.containers.values()):
+            while (
+                container.ready
+                and not container.stopping
+                and container.sandbox not in self._settling
+                and len(container.hand) < self.asked.concurrency
+            ):
+                waiting = self.queue.take()
+                if waiting is None:
+                    return
+                found = self._store.input(waiting.call, waiting.index)
+                if found is None or found.state == "ended":
+                    continue
+                found.state, found.container = "running", container.sandbox
+                self._store.save_input(found)
+                container.take(found, time.time() + self.asked.timeout_s)
+                self._moved.set()  # there is a deadline now
+                self._tasks.spawn(self._send(container, found), name=f"input {found.id}")
+
+    async def _send(self, container: Container, record: InputRecord) -> None:
+        try:
+            argument = await self._desk.argument(container, self.record.tenant, record)
+        except IsoboxError as error:
+            if container.let_go(record.id) is not None:
+                self._end(record, "error", {"error": {"type": "InputLost", "message": error.detail}})
+            return
+        await container.send(protocol.run(record.id, argument))
+
+    def _requeue(self, record: InputRecord, *, first: bool = False) -> None:
+        record.state, record.container = "queued", None
+        self._store.save_input(record)
+        self.queue.put(Waiting(record.call, record.index, record.not_before), first=first)
+
+    def _expire(self, now: float) -> float | None:
+        """What runs for too long is stopped; the next moment to look."""
+        upcoming = []
+        for container in list(self.containers.values()):
+            for id_, deadline in list(container.deadlines.items()):
+                if deadline > now:
+                    upcoming.append(deadline)
+                    continue
+                record = container.let_go(id_)
+                if record is not None:
+                    self._stop(container)  # what its neighbours in there do is done elsewhere
+                    message = f"it ran longer than timeout_s={self.asked.timeout_s:g}"
+                    self._failed(record, {"type": "FunctionTimeout", "message": message})
+        return min(upcoming, default=None)
+
+    # ---- what became of them
+
+    def _on_frames(self, container: Container, frames: list[Frame], taken: int) -> None:
+        """All that one event of the log tells is written together with how far the log has been dealt with."""
+        with self._store.transaction():
+            for frame in frames:
+                self._on_frame(container, frame)
+            self._store.save_container(container.record)
+        if any(frame.kind == "ready" for frame in frames):
+            self._failed_starts = 0
+        for call in {frame.input.rpartition(".")[0] for frame in frames if frame.input}:
+            self._desk.tell(call)
+        self.wake()
+
+    def _on_frame(self, container: Container, frame: Frame) -> None:
+        record = container.hand.get(frame.input)
+        if record is None:  # it was given up, or never this runner's
+            return
+        match frame.kind:
+            case "print":
+                size = self._printed.get(record.id, 0)
+                if size < _PRINTS_MAX:
+                    self._printed[record.id] = size + len(frame.text)
+                    self._store.add_result(
+                        record.call, record.index, "print", {"stream": frame.number or 1, "text": frame.text}
+                    )
+            case "yield":
+                if frame.number >= record.yields:  # not one that an earlier attempt gave
+                    record.yields = frame.number + 1
+                    self._store.save_input(record)
+                    self._add(container, record, "yield", frame.value, {"number": frame.number})
+            case "done":
+                if frame.value is not None and frame.value.file:
+                    self._fetch(container, record, "done", frame.value, {})
+                else:
+                    container.let_go(record.id)
+                    self._end(record, "done", _data(frame.value))
+            case "error":
+                container.let_go(record.id)
+                error = {"type": frame.name, "message": frame.text, "traceback": frame.trace}
+                value = frame.value
+                if value is not None and not value.file and len(value.data) <= _INLINE:
+                    error["data"] = base64.b64encode(value.data).decode()
+                self._failed(record, error)
+
+    def _add(
+        self, container: Container, record: InputRecord, kind: str, value: Value | None, doc: dict[str, Any]
+    ) -> None:
+        if value is not None and value.file:
+            self._fetch(container, record, kind, value, doc)
+        else:
+            self._store.add_result(record.call, record.index, kind, _data(value) | doc)
+
+    def _fetch(self, container: Container, record: InputRecord, kind: str, value: Value, doc: dict[str, Any]) -> None:
+        """A large value: read out of the container before its input is over."""
+        work = self._fetched(container, record, kind, value, doc)
+        self._tasks.spawn(work, name=f"value of {record.id}")
+
+    async def _fetched(
+        self, container: Container, record: InputRecord, kind: str, value: Value, doc: dict[str, Any]
+    ) -> None:
+        try:
+            name = await self._desk.fetch(container, record.call, value)
+        except IsoboxError as error:
+            if container.let_go(record.id) is not None:
+                self._failed(record, {"type": "ResultLost", "message": error.detail})
+                self._desk.tell(record.call)
+            return
+        if container.hand.get(record.id) is not record:  # it was given up meanwhile
+            self._desk.drop(record.call, name)
+            return
+        doc = doc | {"value": name, "file": value.size}
+        if kind == "done":
+            container.let_go(record.id)
+            self._end(record, kind, doc)
+        else:
+            self._store.add_result(record.call, record.index, kind, doc)
+        self._desk.tell(record.call)
+        self.wake()
+
+    def _failed(self, record: InputRecord, error: dict[str, Any]) -> None:
+        retries = self.asked.retries
+        record.attempts += 1
+        if record.attempts > retries.count:
+            self._end(record, "error", {"error": error})
+            self._desk.tell(record.call)
+            return
+        delay = min(_DELAY_MAX_S, retries.delay_s * retries.factor ** (record.attempts - 1))
+        record.not_before = time.time() + delay
+        self._requeue(record)
+        self._moved.set()
+
+    def _end(self, record: InputRecord, kind: str, doc: dict[str, Any]) -> None:
+        """Its result, its end and its call's count: together."""
+        if record.state == "ended":
+            return
+        record.state = "ended"
+        self._printed.pop(record.id, None)
+        self._desk.end_input(record, kind, doc)
+
+    # ---- after a restart
+
+    def take_over(self, container: Container, running: list[InputRecord]) -> None:
+        """Go on with a container of an earlier server, which had these inputs, as far as that knew."""
+        for each in running:
+            container.take(each, time.time() + self.asked.timeout_s)
+        self._settling.add(container.sandbox)
+        self.adopt(container)
+        self._tasks.spawn(self._settle(container), name=f"settle {container.sandbox}")
+
+    async def _settle(self, container: Container) -> None:
+        try:
+            has = set(await container.have())
+        except (TimeoutError, RunnerViolation, IsoboxError) as error:
+            _log.info("a runner does not answer", sandbox=container.sandbox, error=str(error))
+            self._stop(container)
+            return
+        finally:
+            self._settling.discard(container.sandbox)
+        for each in list(container.hand.values()):
+            if each.id not in has:  # the earlier server did not live to tell it
+                container.let_go(each.id)
+                self._requeue(each, first=True)
+        self.wake()
+
+
+def _data(value: Value | None) -> dict[str, Any]:
+    return {} if value is None else {"data": base64.b64encode(value.data).decode()}

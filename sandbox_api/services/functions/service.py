@@ -1,0 +1,306 @@
+"""The use cases of functions."""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import structlog
+
+from common.errors import IsoboxError
+from common.ids import new_id
+from common.tasks import TaskOwner
+from sandbox_api.host.interface import Host
+from sandbox_api.models.common import time_of
+from sandbox_api.models.functions import AddInputs, Argument, Call, CallResult, CreateCall, CreateFunction, Function
+from sandbox_api.problems import Problem, invalid, not_found
+from sandbox_api.services.execs import ExecService
+from sandbox_api.services.functions.code import Code
+from sandbox_api.services.functions.container import Container
+from sandbox_api.services.functions.desk import LABEL, Desk
+from sandbox_api.services.functions.queue import Waiting
+from sandbox_api.services.functions.running import Running
+from sandbox_api.services.registry import Registry
+from sandbox_api.services.sandboxes import SandboxService
+from sandbox_api.services.uploads import Uploads
+from sandbox_api.settings import Settings
+from sandbox_api.store.functions import CallRecord, ContainerRecord, FunctionRecord, InputRecord, ResultRecord
+
+_log = structlog.get_logger(__name__)
+_PAGE: Final = 500
+_PAGE_BYTES: Final = 4 << 20
+_FUNCTIONS_MAX: Final = 10_000
+
+
+class FunctionService:
+    """See the module."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        host: Host,
+        registry: Registry,
+        sandboxes: SandboxService,
+        execs: ExecService,
+        uploads: Uploads,
+        tasks: TaskOwner,
+    ) -> None:
+        self._settings = settings
+        self._host = host
+        self._registry = registry
+        self._execs = execs
+        self._sandboxes = sandboxes
+        self._tasks = tasks
+        self._store = registry.store.functions
+        self._code = Code(settings.state / "functions", uploads)
+        values = settings.state / "values"
+        self._desk = Desk(host, registry, sandboxes, execs, uploads, self._code, values)
+        self._running: dict[str, Running] = {}
+
+    # ---- functions
+
+    async def create(self, tenant: str, asked: CreateFunction) -> FunctionRecord:
+        """A function; the same again is the one that there is."""
+        if not self._settings.allow_root and asked.user.partition(":")[0] in ("root", "0"):
+            raise Problem(403, "root_forbidden", "this server runs nothing as root", hint="leave `user` out")
+        doc = asked.model_dump(mode="json")
+        digest = hashlib.sha256(json.dumps(doc, sort_keys=True).encode()).hexdigest()
+        if (known := self._store.function_of(tenant, digest)) is not None:
+            if known.retired:
+                known.retired = False
+                self._store.save_function(known)
+            self._of(known).record.retired = False
+            self._of(known).wake()
+            return known
+        if len(self._store.functions(tenant, _FUNCTIONS_MAX)) >= _FUNCTIONS_MAX:
+            raise Problem(429, "too_many_functions", f"{_FUNCTIONS_MAX} are the most", hint="delete some")
+        record = FunctionRecord(new_id("fun"), tenant, asked.app, asked.name, digest, time.time(), doc)
+        await self._code.keep(record.id, tenant, asked)
+        self._store.save_function(record)
+        self._of(record)
+        return record
+
+    def _of(self, record: FunctionRecord) -> Running:
+        if (running := self._running.get(record.id)) is None:
+            running = self._running[record.id] = Running(self._desk, record)
+            self._tasks.spawn(running.run(), name=f"function {record.id}")
+        return running
+
+    async def get(self, tenant: str, id_: str) -> FunctionRecord:
+        """One of the tenant's; 404."""
+        record = self._store.function(id_)
+        if record is None or record.tenant != tenant:
+            raise not_found("function")
+        return record
+
+    async def all(self, tenant: str) -> list[FunctionRecord]:
+        """The tenant's, the newest first."""
+        return self._store.functions(tenant)
+
+    async def retire(self, tenant: str, id_: str) -> None:
+        """Keep no containers of it ready any more; calls that are on go on."""
+        record = await self.get(tenant, id_)
+        record.retired = True
+        self._store.save_function(record)
+        running = self._of(record)
+        running.record.retired = True
+        running.wake()
+
+    def describe(self, record: FunctionRecord) -> Function:
+        """As a client sees it."""
+        running = self._running.get(record.id)
+        return Function(
+            id=record.id,
+            app=record.app,
+            name=record.name,
+            image=record.asked["image"],
+            created_at=time_of(record.created_at),  # type: ignore[arg-type]  # not None
+            containers=0 if running is None else len(running.containers) + running.starting,
+            queued=0 if running is None else len(running.queue) + running.queue.later,
+            running=0 if running is None else sum(len(each.hand) for each in running.containers.values()),
+        )
+
+    # ---- calls
+
+    async def call(self, tenant: str, function: str, request: CreateCall) -> Call:
+        """A call with its first inputs; with wait_s it answers with what became of them by then."""
+        record = await self.get(tenant, function)
+        if request.id is not None and (known := self._desk.call(request.id)) is not None:
+            if known.tenant != tenant or known.function != function:
+                raise Problem(409, "call_id_taken", "this id is in use", hint="choose a fresh random id")
+            call = known
+        else:
+            call = CallRecord(request.id or new_id("cal"), tenant, record.id, time.time(), open=request.more)
+            inputs = [_input(call, index, each) for index, each in enumerate(request.inputs)]
+            call.total = len(inputs)
+            with self._store.transaction():
+                self._desk.add_call(call)
+                self._store.add_inputs(inputs)
+                if call.complete:
+                    self._desk.save(call)
+            running = self._of(record)
+            for each in inputs:
+                running.put(Waiting(call.id, each.index))
+            running.wake()
+        return await self.results(tenant, call.id, 0, request.wait_s, whole=True)
+
+    async def add(self, tenant: str, id_: str, request: AddInputs) -> Call:
+        """More inputs; those that it has already are left alone. 409 where some would be missing in between."""
+        call = self._own(tenant, id_)
+        if not call.open and request.first + len(request.inputs) > call.total:
+            raise Problem(409, "call_closed", "all its inputs were announced", hint="make another call")
+        if request.first > call.total:
+            raise Problem(409, "inputs_missing", f"it has {call.total} inputs", hint=f"go on with first={call.total}")
+        fresh = [_input(call, request.first + n, each) for n, each in enumerate(request.inputs)]
+        fresh = [each for each in fresh if each.index >= call.total]
+        with self._store.transaction():
+            self._store.add_inputs(fresh)
+            call.total += len(fresh)
+            call.open = call.open and request.more
+            self._desk.save(call)
+        record = self._store.function(call.function)
+        assert record is not None
+        running = self._of(record)
+        if call.cancelled:
+            running.cancel(call.id)
+        for each in fresh:
+            running.put(Waiting(call.id, each.index))
+        running.wake()
+        self._desk.tell(call.id)
+        return _describe(call)
+
+    def _own(self, tenant: str, id_: str) -> CallRecord:
+        call = self._desk.call(id_)
+        if call is None or call.tenant != tenant:
+            raise not_found("call")
+        return call
+
+    async def results(self, tenant: str, id_: str, after: int, wait_s: float, *, whole: bool = False) -> Call:
+        """A call and what happened in it beyond after, waiting for something to; with whole for all of it."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            call = self._own(tenant, id_)
+            found = self._store.results(id_, after, _PAGE)
+            left = deadline - time.monotonic()
+            if call.complete or left <= 0 or (found and not whole):
+                return _described(call, found, after)
+            try:
+                async with asyncio.timeout(left):
+                    await self._desk.moved(id_)
+            except TimeoutError:
+                continue
+
+    async def value(self, tenant: str, id_: str, seq: int) -> AsyncIterator[bytes]:
+        """A large value's bytes; 404."""
+        self._own(tenant, id_)
+        found = next(iter(self._store.results(id_, seq - 1, 1)), None)
+        if found is None or found.seq != seq or "value" not in found.doc:
+            raise not_found("value")
+        return self._desk.read(id_, found.doc["value"])
+
+    async def cancel(self, tenant: str, id_: str) -> Call:
+        """Nobody wants it any more; idempotent."""
+        call = self._own(tenant, id_)
+        if not call.complete:
+            call.cancelled, call.open = True, False
+            self._desk.save(call)
+            record = self._store.function(call.function)
+            assert record is not None
+            self._of(record).cancel(id_)
+            self._desk.tell(id_)
+        return _describe(call)
+
+    # ---- by themselves
+
+    async def watch_retention(self) -> None:
+        """Forget calls that ended long ago, for ever."""
+        while True:
+            for id_ in self._store.calls_ended_before(time.time() - self._settings.retain_s):
+                self._desk.forget(id_)
+            await asyncio.sleep(min(30.0, self._settings.retain_s))
+
+    async def recover(self) -> None:
+        """After a start: go on with what an earlier server left."""
+        containers = {each.sandbox: each for each in self._store.containers()}
+        for live in list(self._registry.live.values()):
+            if LABEL in live.record.labels and live.record.id not in containers:
+                await self._sandboxes.terminate(live.record.tenant, live.record.id)  # its server died over its start
+        for record in self._store.functions(None, _FUNCTIONS_MAX):
+            inputs = self._store.unfinished_inputs(record.id)
+            mine = [each for each in containers.values() if each.function == record.id]
+            keeps = record.asked["min_containers"] and not record.retired
+            if inputs or mine or keeps:
+                self._recover(record, inputs, mine)
+
+    def _recover(self, record: FunctionRecord, inputs: list[InputRecord], containers: list[ContainerRecord]) -> None:
+        running = self._of(record)
+        going_on: set[str] = set()
+        for kept in containers:
+            live = self._registry.live.get(kept.sandbox)
+            exec_ = None if live is None else live.execs.get(kept.exec)
+            if live is None or exec_ is None:
+                self._store.forget_container(kept.sandbox)
+                if live is not None:
+                    self._tasks.spawn(self._end(live.record.tenant, kept.sandbox), name=f"end {kept.sandbox}")
+                continue
+            going_on.add(kept.sandbox)
+            had = [each for each in inputs if each.state == "running" and each.container == kept.sandbox]
+            container = Container(self._host, self._execs, live, exec_, kept)
+            running.take_over(container, had)
+        for each in inputs:
+            if each.state == "running" and each.container in going_on:
+                continue
+            each.state, each.container = "queued", None
+            self._store.save_input(each)
+            running.put(Waiting(each.call, each.index, each.not_before))
+        running.wake()
+
+    async def _end(self, tenant: str, sandbox: str) -> None:
+        try:
+            await self._sandboxes.terminate(tenant, sandbox)
+        except IsoboxError as error:
+            _log.info("it had ended", sandbox=sandbox, error=error.detail)
+
+    async def close(self) -> None:
+        """The server ends: containers go on."""
+        self._desk.closing = True
+        for each in self._running.values():
+            await each.close()
+
+
+def _input(call: CallRecord, index: int, given: Argument) -> InputRecord:
+    if (given.data is None) == (given.upload is None):
+        raise invalid(f"input {index} has neither data nor upload, or both", "give one of them")
+    try:
+        data = b"" if given.data is None else base64.b64decode(given.data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise invalid(f"input {index} is no base64", "see RFC 4648") from error
+    return InputRecord(call.id, index, call.function, data=data, upload=given.upload)
+
+
+def _describe(call: CallRecord) -> Call:
+    return Call(
+        id=call.id,
+        function=call.function,
+        created_at=time_of(call.created_at),  # type: ignore[arg-type]  # not None
+        total=call.total,
+        ended=call.ended,
+        complete=call.complete,
+        cancelled=call.cancelled,
+    )
+
+
+def _described(call: CallRecord, found: list[ResultRecord], after: int) -> Call:
+    described, size = _describe(call), 0
+    for each in found:
+        size += len(each.doc.get("data") or "")
+        if described.results and size > _PAGE_BYTES:
+            break
+        fields: dict[str, Any] = {name: value for name, value in each.doc.items() if name != "value"}
+        described.results.append(CallResult(seq=each.seq, index=each.index, kind=each.kind, **fields))  # type: ignore[arg-type]
+    described.next_after = described.results[-1].seq if described.results else after
+    return described

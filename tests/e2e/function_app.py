@@ -1,0 +1,159 @@
+"""Functions as a user's module has them; imported inside by its name."""
+
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import isobox
+
+app = isobox.App("tests")
+
+
+class Own(Exception):
+    """One of the module's own."""
+
+
+@app.function(max_containers=2)
+def square(x: int) -> int:
+    """Its square."""
+    return x * x
+
+
+@app.function(max_containers=2)
+def power(x: int, *, n: int = 2) -> int:
+    """With a name."""
+    return int(x**n)
+
+
+@app.function(max_containers=1)
+def talk(x: str) -> tuple[str, bytes]:
+    """Says something first."""
+    print("said", x)
+    os.system(f"echo child {x}")
+    return x.upper(), x.encode()
+
+
+@app.function(max_containers=1)
+def fails(how: str) -> None:
+    """Raises."""
+    if how == "own":
+        raise Own("mine", 1)
+    if how == "hidden":
+        raise type("Hidden", (Exception,), {})("nobody knows it")
+    if how == "exit":
+        raise SystemExit(3)
+    {}[how]
+
+
+@app.function(max_containers=1)
+def odd() -> object:
+    """Cannot be sent safely."""
+    return object()
+
+
+@app.function(max_containers=1, trust="pickle")
+def trusted(x: Any) -> Any:
+    """Anything comes back."""
+    return {"kept": x, "type": type(x)}
+
+
+@app.function(max_containers=1)
+def count(n: int) -> Iterator[int]:
+    """Yields."""
+    for i in range(n):
+        print("yielding", i)
+        yield i
+
+
+@app.function(max_containers=1)
+async def count_later(n: int) -> AsyncIterator[int]:
+    """Yields, asynchronously."""
+    for i in range(n):
+        yield i
+
+
+@app.function(max_containers=1)
+def endless() -> Iterator[int]:
+    """Yields for ever."""
+    number = 0
+    while True:
+        yield number
+        number += 1
+        time.sleep(0.01)
+
+
+@app.function(max_containers=1, retries={"count": 2, "delay_s": 0.05})
+def at_the_third(path: str) -> int:
+    """Fails twice in a container."""
+    with open(path, "a") as file:
+        file.write("x")
+    tried = os.path.getsize(path)
+    if tried < 3:
+        raise ValueError(f"try {tried}")
+    return tried
+
+
+@app.function(max_containers=1, timeout=0.5)
+def sleeps(seconds: float) -> float:
+    """Too long, perhaps."""
+    time.sleep(seconds)
+    return seconds
+
+
+@app.function(max_containers=1, concurrency=8)
+def together(seconds: float) -> float:
+    """Eight at once."""
+    time.sleep(seconds)
+    return seconds
+
+
+@app.function(max_containers=2)
+def crashes(x: int) -> int:
+    """Takes its container with it, if asked to."""
+    if x < 0:
+        os._exit(7)
+    return x
+
+
+@app.function(max_containers=2)
+def slowly(x: int) -> tuple[int, int]:
+    """A tenth of a second, and its process."""
+    time.sleep(0.1)
+    return x, os.getpid()
+
+
+@app.function(max_containers=1)
+def large(n: int) -> bytes:
+    """So many bytes."""
+    return bytes(n)
+
+
+@app.function(max_containers=1)
+def size(data: bytes) -> int:
+    """How many bytes."""
+    return len(data)
+
+
+@app.function(max_containers=1)
+def recursive(x: int) -> int:
+    """Calls a container from inside one."""
+    return int(square.remote(x))
+
+
+@app.function(max_containers=1)
+def calls_another(x: int) -> int:
+    """Calls a function of the app where it is."""
+    return square(x) + square.local(x)
+
+
+@app.function(image="base")
+def nowhere(x: int) -> int:
+    """Its image has no Python."""
+    return x
+
+
+@app.function(max_containers=3, scaledown_window=1)
+def soon_gone(x: int) -> int:
+    """Its containers go at once."""
+    return x
