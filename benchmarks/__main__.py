@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 from websockets.sync.client import connect
 
-from benchmarks import copies, egress, images
+from benchmarks import copies, egress, functions, images
 from benchmarks.peers import Peer, Podman, available
 from benchmarks.rows import Row, alone, beside, p99, save, table, timed
 from fs.images import ImageStore
@@ -209,6 +209,9 @@ def main() -> None:
             rows += egress.rows(copies.Api(http), namespace, max(ROUNDS, 50))
         with serving(ISOBOX_POOL_FLOOR="0", ISOBOX_POOL_CEILING="0") as server, server.client() as http:
             rows += images.rows(server, http, settings.cache, 5)
+        with serving() as server:
+            time.sleep(4)
+            rows += functions.rows(server.url, server.key, max(ROUNDS, 200))
     finally:
         for peer in peers:
             peer.close()

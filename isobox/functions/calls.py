@@ -160,10 +160,10 @@ def follow(
                 printed(raw["index"], raw["stream"], raw["text"])
             else:
                 yield _ended(transport, id_, raw, trust)
+        if page["complete"] and not page["more"]:
+            return
         if page["results"]:
             after = page["next_after"]
-        elif page["complete"]:
-            return
         elif deadline is not None and time.monotonic() >= deadline:
             raise TimeoutError(f"call {id_} is not over after {timeout:g} s; it goes on")
         page = None

@@ -123,7 +123,10 @@ class CallResult(BaseModel):
 
 
 class Call(BaseModel):
-    """A call; complete once every input has ended and no more will come. results where they were asked for."""
+    """A call; complete once every input has ended and no more will come. results where they were asked for.
+
+    more: there are results beyond next_after now.
+    """
 
     id: str
     function: str
@@ -134,3 +137,4 @@ class Call(BaseModel):
     cancelled: bool
     results: list[CallResult] = []
     next_after: int = 0
+    more: bool = False

@@ -2,7 +2,7 @@ import pytest
 from openai import OpenAI
 from server import Server
 
-from agent_examples import coding_agent, scripted_model, tree_search
+from agent_examples import coding_agent, parallel_map, scripted_model, tree_search
 
 
 def test_the_coding_agent_reads_the_error_and_mends_its_program(
@@ -33,3 +33,13 @@ def test_the_tree_search_keeps_the_best_branch(server: Server, monkeypatch: pyte
     assert size < 6000
     assert any("the table cannot be got back" in line for line in shown), "what loses data does not count"
     assert any("AttributeError" in line for line in shown)
+
+
+def test_the_parallel_map_measures_every_file(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISOBOX_URL", server.url)
+    monkeypatch.setenv("ISOBOX_API_KEY", server.key)
+    shown: list[str] = []
+    found = parallel_map.run(40, show=shown.append)
+    assert len({each["name"] for each in found}) == 40
+    assert all(each["lines"] > 0 for each in found if each["name"] != "__phello__.foo.py")
+    assert "depth" in shown[0]

@@ -184,7 +184,7 @@ class FunctionService:
         deadline = time.monotonic() + wait_s
         while True:
             call = self._own(tenant, id_)
-            found = self._store.results(id_, after, _PAGE)
+            found = self._store.results(id_, after, _PAGE + 1)
             left = deadline - time.monotonic()
             if call.complete or left <= 0 or (found and not whole):
                 return _described(call, found, after)
@@ -298,7 +298,8 @@ def _described(call: CallRecord, found: list[ResultRecord], after: int) -> Call:
     described, size = _describe(call), 0
     for each in found:
         size += len(each.doc.get("data") or "")
-        if described.results and size > _PAGE_BYTES:
+        if len(described.results) == _PAGE or (described.results and size > _PAGE_BYTES):
+            described.more = True
             break
         fields: dict[str, Any] = {name: value for name, value in each.doc.items() if name != "value"}
         described.results.append(CallResult(seq=each.seq, index=each.index, kind=each.kind, **fields))  # type: ignore[arg-type]

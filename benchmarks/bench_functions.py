@@ -1,0 +1,28 @@
+"""The functions that `functions.py` measures; imported inside by this module's name."""
+
+import isobox
+
+app = isobox.App("bench")
+COUNT = 12
+
+
+@app.function(max_containers=1)
+def one(x: int) -> int:
+    """Does nothing, in one container."""
+    return x
+
+
+@app.function(max_containers=2)
+def two(x: int) -> int:
+    """Does nothing, in two."""
+    return x
+
+
+def same(x: int) -> int:
+    """For a process pool."""
+    return x
+
+
+def never_run(number: int) -> "isobox.Function[[int], int]":
+    """A function that nobody has called: each has a time limit of its own, and so is another one."""
+    return app.function(timeout=100 + number, max_containers=1)(same)
