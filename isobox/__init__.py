@@ -36,6 +36,7 @@ from isobox.functions.errors import (
     NotSerializable,
     RemoteError,
 )
+from isobox.functions.marks import concurrent, enter, exit, method, parameter
 from isobox.gpus import Gpu, GpuAsk, gpus
 from isobox.image import Image
 from isobox.values import (
@@ -100,7 +101,12 @@ __all__ = [
     "StreamBroken",
     "TooMany",
     "Volume",
+    "concurrent",
+    "enter",
+    "exit",
     "gather",
     "gpus",
+    "method",
+    "parameter",
 ]
 __version__ = "0.1.0"

@@ -106,7 +106,9 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
         copies = CopyService(
             settings, host, registry, life, exec_service, contexts, sandbox_service, egress, buckets, tasks
         )
-        function_service = FunctionService(settings, host, registry, sandbox_service, exec_service, uploads, tasks)
+        function_service = FunctionService(
+            settings, host, registry, sandbox_service, exec_service, uploads, copies, tasks
+        )
         stack.push_async_callback(function_service.close)
         await sandbox_service.recover()
         await gpu_service.recover()

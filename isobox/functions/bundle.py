@@ -46,10 +46,11 @@ def pickler() -> Callable[[Any], bytes] | None:
 
 
 def bundle(function: Callable[..., Any]) -> Bundle:
-    """Of a plain function; NotSerializable with the mend."""
+    """Of a plain function or class; NotSerializable with the mend."""
     files = {
         "isobox_inside/__init__.py": b"",
         "isobox_inside/codec.py": (_HERE / "codec.py").read_bytes(),
+        "isobox_inside/marks.py": (_HERE / "marks.py").read_bytes(),
         "isobox/__init__.py": (_HERE / "inside.py").read_bytes(),
     }
     entry: dict[str, Any] = {"python": list(sys.version_info[:2])}

@@ -275,8 +275,10 @@ def decode_exception(type_name: str, data: bytes | None, trust: str) -> Exceptio
 # ---- the function itself, inside
 
 
-def load(entry: dict[str, Any], folder: str) -> Callable[..., Any]:
-    """The function that an entry names."""
+def load(entry: dict[str, Any], folder: str) -> Any:
+    """What an entry names, ready to be called (`marks.Loaded`)."""
+    from isobox_inside import marks
+
     if tuple(entry.get("python", sys.version_info[:2])) != sys.version_info[:2] and "pickle" in entry:
         here, there = ".".join(map(str, sys.version_info[:2])), ".".join(map(str, entry["python"]))
         raise RuntimeError(
@@ -290,6 +292,5 @@ def load(entry: dict[str, Any], folder: str) -> Callable[..., Any]:
         found = importlib.import_module(entry["module"])
         for part in entry["name"].split("."):
             found = getattr(found, part)
-    found = getattr(found, "isobox_local", found)
-    loaded: Callable[..., Any] = found
-    return loaded
+    parameters = decode(binascii.a2b_base64(entry["parameters"])) if "parameters" in entry else {}
+    return marks.Loaded(getattr(found, "isobox_local", found), parameters)

@@ -6,6 +6,11 @@ Copied there by `bundle.py`. Functions are themselves; what would call another c
 from collections.abc import Callable
 from typing import Any
 
+from isobox_inside import marks
+from isobox_inside.marks import concurrent, enter, exit, method, parameter
+
+__all__ = ["App", "concurrent", "enter", "exit", "method", "parameter"]
+
 
 class Inert:
     """Stands for whatever a module asks of isobox while it is imported."""
@@ -45,6 +50,10 @@ class App:
             return function
 
         return decorate if given is None else decorate(given)
+
+    def cls(self, given: type | None = None, **_: Any) -> Any:
+        """A decorator that leaves the class as it is, but for its parameters."""
+        return marks.prepare if given is None else marks.prepare(given)
 
     def run(self, *_: Any, **__: Any) -> Any:
         """Not from inside."""

@@ -75,8 +75,8 @@ def parse(line: bytes) -> Frame:
     if not isinstance(raw, dict):
         raise RunnerViolation("a line that is no object")
     match raw.get("k"):
-        case "ready":
-            return Frame("ready")
+        case "ready" | "snap" as kind:
+            return Frame(kind)
         case "have":
             ids = raw.get("ids")
             if not isinstance(ids, list) or len(ids) > _IDS_MAX:
@@ -138,6 +138,11 @@ def _value(raw: Any) -> Value:
 def run(input_: str, argument: dict[str, Any]) -> bytes:
     """Tell a runner to run an input."""
     return json.dumps({"c": "run", "i": input_, "a": argument}).encode() + b"\n"
+
+
+def go_on() -> bytes:
+    """Tell a runner that said `snap` to go on."""
+    return b'{"c": "go"}\n'
 
 
 def have(number: int) -> bytes:

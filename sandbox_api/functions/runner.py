@@ -4,6 +4,7 @@ FOLDER/function.json says what to run, FOLDER/code is on the path. Lines of JSON
 stdout; whatever the function prints goes to its caller, line by line, tagged with the input it belongs to.
 
     {"c": "run", "i": ID, "a": VALUE}   {"c": "have", "n": N}                                                     in
+    {"k": "snap"} (a copy may be made; a line of any kind goes on)
     {"k": "ready"}  {"k": "done" | "yield" | "error", "i": ID, …}  {"k": "print", "i", "s", "t"}  {"k": "have"}      out
 
 VALUE is {"d": base64} or, where it is large, {"f": path}; what is in it the client's codec decides, which lies in
@@ -177,7 +178,7 @@ class Runner:
     def finish(self, number: str, result: Any) -> None:
         """Its value, or one after the other those that it yields."""
         trust = self.said["trust"]
-        if self.said["generator"]:
+        if type(result).__name__ in ("generator", "async_generator"):
             if hasattr(result, "__aiter__"):
                 result = _drained(result)
             for count, each in enumerate(result):
@@ -240,6 +241,13 @@ def main() -> None:
     sys.stdout, sys.stderr = Printed(channel, 1), Printed(channel, 2)
     try:
         runner = Runner(folder, channel)
+        if runner.function.snaps:
+            runner.function.enter(True)
+            runner.flush()
+            channel.say(k="snap")
+            sys.stdin.buffer.readline()  # here a copy goes on, or this one
+            reseed()
+        runner.function.enter(False)
     except BaseException as error:
         import traceback
 
@@ -269,12 +277,21 @@ def main() -> None:
     channel.say(k="ready")
     if concurrency == 1:
         serve()  # in the main thread: signals and libraries that want it find what they expect
-        return
-    threads = [threading.Thread(target=serve) for _ in range(concurrency)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    else:
+        threads = [threading.Thread(target=serve) for _ in range(concurrency)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+    runner.function.close()
+    runner.flush()
+
+
+def reseed() -> None:
+    """Copies of one process would draw the same numbers."""
+    for name in ("random", "numpy.random"):
+        if (module := sys.modules.get(name)) is not None:
+            module.seed()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ class CreateFunction(Strict):
 
     The code is a tar archive that lies at `code/` beside the runner; it holds `isobox_inside/codec.py`, which loads
     `entry` and reads and writes values. The same again is the same function.
+
+    snapshot: it says when its memory can be copied, and later containers begin from the copy. exits: it is told before
+    a container without work ends.
     """
 
     app: AppName
@@ -50,7 +53,8 @@ class CreateFunction(Strict):
     buffer_containers: Annotated[int, Field(ge=0, le=100)] = 0
     concurrency: Annotated[int, Field(ge=1, le=256)] = 1
     scaledown_s: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = 60.0
-    generator: bool = False
+    snapshot: bool = False
+    exits: bool = False
     trust: Literal["safe", "pickle"] = "safe"
 
     @property

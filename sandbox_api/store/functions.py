@@ -22,6 +22,9 @@ class FunctionRecord:
     created_at: float
     asked: dict[str, Any]
     retired: bool = False
+    snapshot: str | None = None
+    """Its memory once it had begun, if that was copied; and the exec in there that is its runner."""
+    snapshot_exec: str = ""
 
 
 @dataclass(slots=True)

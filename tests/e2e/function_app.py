@@ -1,6 +1,7 @@
 """Functions as a user's module has them; imported inside by its name."""
 
 import os
+import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -157,3 +158,70 @@ def nowhere(x: int) -> int:
 def soon_gone(x: int) -> int:
     """Its containers go at once."""
     return x
+
+
+@app.cls(max_containers=2, scaledown_window=1)
+class Model:
+    """Keeps what it loaded."""
+
+    scale: int = isobox.parameter(default=2)
+    name: str = isobox.parameter()
+
+    @isobox.enter(snap=True)
+    def load(self) -> None:
+        """Once, for all containers."""
+        print("loading", self.name)
+        self.loaded = os.urandom(8).hex()
+
+    @isobox.enter()
+    def begin(self) -> None:
+        """In each container."""
+        self.began = os.urandom(8).hex()
+        self.drawn = random.random()
+
+    @isobox.method()
+    def facts(self) -> tuple[str, str, float]:
+        """What is its own and what is everybody's."""
+        time.sleep(0.3)
+        return self.loaded, self.began, self.drawn
+
+    @isobox.method()
+    def scaled(self, x: int, *, plus: int = 0) -> int:
+        """By the parameter."""
+        return x * self.scale + plus
+
+    @isobox.method()
+    def letters(self) -> Iterator[str]:
+        """Of the name."""
+        yield from self.name
+
+    def hidden(self) -> None:
+        """Nobody's to call."""
+
+    @isobox.exit()
+    def close(self) -> None:
+        """At the end."""
+        with open("/tmp/closed", "a") as file:
+            file.write("closed\n")
+
+
+@app.cls(max_containers=1)
+class Broken:
+    """Cannot begin."""
+
+    @isobox.enter()
+    def load(self) -> None:
+        """Fails."""
+        raise FileNotFoundError("weights")
+
+    @isobox.method()
+    def run(self) -> None:
+        """Never comes to that."""
+
+
+@app.function(max_containers=1)
+@isobox.concurrent(max_inputs=4)
+def marked(seconds: float) -> float:
+    """Four at once."""
+    time.sleep(seconds)
+    return seconds

@@ -153,6 +153,7 @@ def test_inputs_share_a_container() -> None:
     began = time.monotonic()
     assert len(list(fa.together.map([0.5] * 8))) == 8
     assert time.monotonic() - began < 3
+    assert list(fa.marked.map([0.1] * 4)) == [0.1] * 4
 
 
 def test_a_crash_costs_nobody_else_anything() -> None:
@@ -179,6 +180,59 @@ def test_large_values_both_ways() -> None:
     assert fa.size.remote(os.urandom(3 << 20)) == 3 << 20
     data = fa.large.remote(100 << 20)
     assert len(data) == 100 << 20
+
+
+def test_objects_live_in_containers() -> None:
+    model = fa.Model(name="abc")
+    assert fa.Model(name="abc") is model
+    assert model.scaled.remote(4, plus=1) == 9
+    assert fa.Model(name="abc", scale=10).scaled.remote(4) == 40
+    assert list(model.scaled.map(range(5))) == [0, 2, 4, 6, 8]
+    assert list(model.letters.remote_gen()) == ["a", "b", "c"]
+    found = {each.get() for each in [model.facts.spawn() for _ in range(6)]}
+    assert len({loaded for loaded, _, _ in found}) == 1, "the second container began from the first one's memory"
+    assert len(found) == len({began for _, began, _ in found}) == len({drawn for _, _, drawn in found}) == 2
+    with pytest.raises(RemoteError, match="FileNotFoundError: weights"):
+        fa.Broken().run.remote()
+    with pytest.raises(TypeError, match="needs name"):
+        fa.Model()
+    with pytest.raises(TypeError, match="has no parameter size"):
+        fa.Model(name="x", size=3)
+    with pytest.raises(AttributeError, match="it has facts, scaled, letters"):
+        model.hidden  # noqa: B018
+    with pytest.raises(isobox.NotSerializable):
+        fa.Model(name=object())
+    with pytest.raises(isobox.FunctionError, match="nothing to call"):
+        fa.app.cls()(type("Empty", (), {}))
+
+
+def test_an_object_is_told_of_its_end(server: Server) -> None:
+    volume = isobox.Volume.create(f"v{os.urandom(4).hex()}", url=server.url, api_key=server.key)
+    app = isobox.App("ending")
+
+    @app.cls(volumes={"/kept": volume}, scaledown_window=1, max_containers=1)
+    class Ending:
+        @isobox.method()
+        def work(self) -> int:
+            print("working")
+            return 1
+
+        @isobox.exit()
+        def close(self) -> None:
+            import time
+
+            with open("/kept/closed", "w") as file:
+                file.write("closed")
+            time.sleep(1.5)
+
+    with app.run(url=server.url, api_key=server.key), server.client() as http:
+        ending = Ending()
+        assert ending.work.remote() == 1
+        found = http.get("/v1/sandboxes", params={"label": f"isobox.function:{ending.work.id}"}).json()["sandboxes"]
+        path = f"/v1/sandboxes/{found[0]['id']}/files"
+        until(lambda: http.get(path, params={"path": "/kept/closed"}).text == "closed")
+        until(lambda: http.get(f"/v1/sandboxes/{found[0]['id']}").json()["state"] == "terminated")
+    volume.delete()
 
 
 def test_a_cancelled_call_stops() -> None:

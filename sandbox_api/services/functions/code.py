@@ -45,7 +45,6 @@ class Code:
         said = {
             "entry": asked.entry,
             "concurrency": asked.concurrency,
-            "generator": asked.generator,
             "trust": asked.trust,
         }
         partial = self._folder / f"{new_id('req')}.partial"

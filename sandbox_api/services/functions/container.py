@@ -42,6 +42,8 @@ class Container:
         self.stopping = False
         self.idle_since = time.time()
         self.broken: Frame | None = None
+        self.snap = asyncio.Event()
+        """Set when the runner says that its memory can be copied; it waits then."""
         self.words = b""
         """The last that was said before the runner was there: why it is not."""
         self._have: dict[int, asyncio.Future[list[str]]] = {}
@@ -149,6 +151,9 @@ class Container:
             if answered is not None and not answered.done():
                 self.ready = True
                 answered.set_result(frame.ids)
+            return False
+        if frame.kind == "snap":
+            self.snap.set()
             return False
         if frame.kind == "broken":
             self.broken = frame

@@ -9,15 +9,20 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
+
 from common.errors import IsoboxError
 from common.ids import new_id
+from sandbox_api.functions import protocol
 from sandbox_api.functions.protocol import Value
 from sandbox_api.host.interface import Host
 from sandbox_api.lifecycle import FINAL
 from sandbox_api.models.execs import ExecRequest
 from sandbox_api.models.functions import CreateFunction
 from sandbox_api.models.sandboxes import CreateSandbox
+from sandbox_api.models.snapshots import CreateSnapshot
 from sandbox_api.problems import Problem
+from sandbox_api.services.copies import CopyService
 from sandbox_api.services.execs import ExecService
 from sandbox_api.services.functions.code import FOLDER, Code
 from sandbox_api.services.functions.container import Container
@@ -26,9 +31,12 @@ from sandbox_api.services.sandboxes import SandboxService
 from sandbox_api.services.uploads import Uploads
 from sandbox_api.store.functions import CallRecord, ContainerRecord, FunctionRecord, InputRecord
 
+_log = structlog.get_logger(__name__)
 LABEL: Final = "isobox.function"
 _LIFE_S: Final = 30 * 86400.0
 _INLINE: Final = 48 << 10
+_FAREWELL_S: Final = 10.0
+_COPY_KEPT_S: Final = 7 * 86400.0
 
 
 class Desk:
@@ -42,6 +50,7 @@ class Desk:
         execs: ExecService,
         uploads: Uploads,
         code: Code,
+        copies: CopyService,
         values: Path,
     ) -> None:
         self.store = registry.store.functions
@@ -52,6 +61,7 @@ class Desk:
         self._execs = execs
         self._uploads = uploads
         self._code = code
+        self._copies = copies
         self._values = values
         self._calls: dict[str, CallRecord] = {}
         self._moved: dict[str, asyncio.Event] = {}
@@ -60,6 +70,13 @@ class Desk:
 
     async def start(self, record: FunctionRecord, asked: CreateFunction) -> Container:
         """A new container, its runner started; what any of its parts may raise."""
+        if record.snapshot is not None:
+            try:
+                return await self._restored(record, record.snapshot)
+            except IsoboxError as error:  # deleted, or of another runsc: from the beginning, then
+                _log.info("not from the copy", function=record.name, error=error.detail)
+                record.snapshot = None
+                self.store.save_function(record)
         fields = {name: record.asked[name] for name in _OF_SANDBOX if name in record.asked}
         request = CreateSandbox.model_validate(
             fields
@@ -96,6 +113,46 @@ class Desk:
             await self._sandboxes.terminate(record.tenant, sandbox.id)
             raise
         return container
+
+    async def _restored(self, record: FunctionRecord, snapshot: str) -> Container:
+        """One that goes on where another had begun."""
+        request = CreateSandbox.model_validate({"snapshot": snapshot, "timeout_s": _LIFE_S, "park_after_s": _LIFE_S})
+        sandbox = await self._copies.create_from(record.tenant, request)
+        try:
+            live = self._registry.live[sandbox.id]
+            exec_ = next((each for each in live.execs.values() if each.forked_from == record.snapshot_exec), None)
+            if exec_ is None:
+                raise Problem(409, "snapshot_unusable", "its runner is not in the copy")
+            kept = ContainerRecord(sandbox.id, record.id, exec_.id)
+            self.store.save_container(kept)
+            container = Container(self._host, self._execs, live, exec_, kept)
+            container.starts()
+            await container.send(protocol.go_on())
+        except BaseException:
+            await self._sandboxes.terminate(record.tenant, sandbox.id)
+            raise
+        return container
+
+    async def copy(self, record: FunctionRecord, container: Container) -> None:
+        """Keep a container's memory as it is, for others to begin from, and let it go on, whether that works or not."""
+        try:
+            if record.snapshot is None:
+                request = CreateSnapshot(name=record.name[:128], ttl_s=_COPY_KEPT_S)
+                taken = await self._copies.snapshot(record.tenant, container.sandbox, request)
+                record.snapshot, record.snapshot_exec = taken.id, container.exec.id
+                self.store.save_function(record)
+        except (IsoboxError, OSError, TimeoutError) as error:
+            _log.warning("a function's memory was not copied", function=record.name, error=str(error))
+        finally:
+            await container.send(protocol.go_on())
+
+    async def bid_farewell(self, container: Container) -> None:
+        """Let the runner end by itself, within a while."""
+        container.starts()
+        with contextlib.suppress(IsoboxError, TimeoutError):
+            self._host.execs.end_input(container.sandbox, container.exec.id)
+            async with asyncio.timeout(_FAREWELL_S):
+                await self._execs.wait(container.exec)
 
     async def end(self, container: Container) -> None:
         """End a container; no error if it has ended."""

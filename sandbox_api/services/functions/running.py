@@ -114,7 +114,7 @@ class Running:
         there += [scale.Container(f"new {n}", starting=True) for n in range(self.starting)]
         found = scale.plan(bounds, len(self.queue), there, now)
         for name in found.stop:
-            self._stop(self.containers[name])
+            self._stop(self.containers[name], kindly=self.asked.exits)
         if found.start and self._not_before > now:
             return self._not_before
         for _ in range(found.start):
@@ -138,6 +138,8 @@ class Running:
     def adopt(self, container: Container) -> None:
         """It is one of ours from now on."""
         self.containers[container.sandbox] = container
+        if self.asked.snapshot and self.record.snapshot is None and not container.hand:
+            self._tasks.spawn(self._copy(container), name=f"copy of {container.sandbox}")
         self._tasks.spawn(self._see_through(container), name=f"runner in {container.sandbox}")
 
     def _start_failed(self, detail: str, hint: str, *, again: bool) -> None:
@@ -147,6 +149,10 @@ class Running:
         _log.warning("a container did not start", function=self.record.name, error=detail, pause_s=pause)
         if not self.containers and (self._failed_starts >= _STARTS_FAILED_MAX or not again):
             self._fail_all("ContainerFailed", f"no container starts: {detail}", hint)
+
+    async def _copy(self, container: Container) -> None:
+        await container.snap.wait()
+        await self._desk.copy(self.record, container)
 
     async def _see_through(self, container: Container) -> None:
         try:
@@ -179,10 +185,15 @@ class Running:
         await self._desk.end(container)
         self.wake()
 
-    def _stop(self, container: Container) -> None:
+    def _stop(self, container: Container, *, kindly: bool = False) -> None:
         if not container.stopping:
             container.stopping = True
-            self._tasks.spawn(self._desk.end(container), name=f"end {container.sandbox}")
+            self._tasks.spawn(self._end_container(container, kindly), name=f"end {container.sandbox}")
+
+    async def _end_container(self, container: Container, kindly: bool) -> None:
+        if kindly:
+            await self._desk.bid_farewell(container)
+        await self._desk.end(container)
 
     def _fail_all(self, name: str, message: str, hint: str, *, trace: str = "") -> None:
         error = {"type": name, "message": message, "hint": hint, "traceback": trace}

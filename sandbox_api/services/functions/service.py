@@ -18,6 +18,7 @@ from sandbox_api.host.interface import Host
 from sandbox_api.models.common import time_of
 from sandbox_api.models.functions import AddInputs, Argument, Call, CallResult, CreateCall, CreateFunction, Function
 from sandbox_api.problems import Problem, invalid, not_found
+from sandbox_api.services.copies import CopyService
 from sandbox_api.services.execs import ExecService
 from sandbox_api.services.functions.code import Code
 from sandbox_api.services.functions.container import Container
@@ -47,6 +48,7 @@ class FunctionService:
         sandboxes: SandboxService,
         execs: ExecService,
         uploads: Uploads,
+        copies: CopyService,
         tasks: TaskOwner,
     ) -> None:
         self._settings = settings
@@ -58,7 +60,7 @@ class FunctionService:
         self._store = registry.store.functions
         self._code = Code(settings.state / "functions", uploads)
         values = settings.state / "values"
-        self._desk = Desk(host, registry, sandboxes, execs, uploads, self._code, values)
+        self._desk = Desk(host, registry, sandboxes, execs, uploads, self._code, copies, values)
         self._running: dict[str, Running] = {}
 
     # ---- functions

@@ -53,10 +53,11 @@ def run(folder: Path, name: str, inputs: list[tuple[Any, ...]], **said: object) 
     code = folder / "code"
     (code / "isobox_inside").mkdir(parents=True)
     (code / "isobox_inside/__init__.py").touch()
-    shutil.copy(ROOT / "isobox/functions/codec.py", code / "isobox_inside/codec.py")
+    for part in ("codec.py", "marks.py"):
+        shutil.copy(ROOT / "isobox/functions" / part, code / "isobox_inside" / part)
     (code / "mine.py").write_text(SOURCE)
     entry = {"module": "mine", "name": name, "python": list(sys.version_info[:2])}
-    described = {"entry": entry, "concurrency": 1, "generator": False, "trust": "safe"} | said
+    described = {"entry": entry, "concurrency": 1, "trust": "safe"} | said
     (folder / "function.json").write_text(json.dumps(described))
     lines = [
         protocol.run(f"cal.{n}", {"d": base64.b64encode(codec.encode_arguments(args, {}, None)).decode()})
@@ -80,7 +81,7 @@ def test_arguments_prints_and_results(tmp_path: Path) -> None:
 
 
 def test_generators_and_coroutines(tmp_path: Path) -> None:
-    frames = run(tmp_path / "a", "numbers", [(3,)], generator=True)
+    frames = run(tmp_path / "a", "numbers", [(3,)])
     assert values(frames, "yield") == [0, 1, 2]
     assert [each.number for each in frames if each.kind == "yield"] == [0, 1, 2]
     assert values(frames) == [None]

@@ -1,0 +1,57 @@
+"""What a function's containers are like, as it is written and as the API takes it. Pure."""
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+from isobox.calls import Policy, without_none
+from isobox.functions.calls import Trust
+from isobox.gpus import GpuAsk
+from isobox.image import Image
+from isobox.volume import Volumes, as_asked
+
+
+class Options(TypedDict, total=False):
+    """Cores, MiB, seconds.
+
+    retries: how often it is tried again after an exception, or {"count", "delay_s", "factor"}. trust="pickle" lets any
+    value come back, and code of the container's with it: only for what you trust (docs/functions.md).
+    """
+
+    image: str | Image
+    cpu: float
+    memory: int
+    disk: int
+    gpu: GpuAsk
+    env: Mapping[str, str]
+    user: str
+    network: Policy
+    volumes: Volumes
+    timeout: float
+    retries: int | Mapping[str, float]
+    concurrency: int
+    min_containers: int
+    max_containers: int
+    buffer_containers: int
+    scaledown_window: float
+    trust: Trust
+
+
+_SAME = ("user", "network", "concurrency", "min_containers", "max_containers", "buffer_containers", "trust")
+
+
+def fields(options: Options) -> dict[str, Any]:
+    """As the API takes them; the image is left out."""
+    resources = {"cpu": options.get("cpu"), "memory_mb": options.get("memory"), "disk_mb": options.get("disk")}
+    gpu, env, retries = options.get("gpu"), options.get("env"), options.get("retries")
+    asked = without_none(resources) | (
+        {} if gpu is None else {"gpu": {"kind": gpu} if isinstance(gpu, str) else dict(gpu)}
+    )
+    found = {
+        **{name: options.get(name) for name in _SAME},
+        "resources": asked or None,
+        "env": None if env is None else dict(env),
+        "timeout_s": options.get("timeout"),
+        "scaledown_s": options.get("scaledown_window"),
+        "retries": None if retries is None else {"count": retries} if isinstance(retries, int) else dict(retries),
+    }
+    return without_none(found) | as_asked(options.get("volumes"))
