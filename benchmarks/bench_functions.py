@@ -18,6 +18,40 @@ def two(x: int) -> int:
     return x
 
 
+@app.cls(image="data", max_containers=1, scaledown_window=1)
+class FromCopy:
+    """Imports numpy once for all containers."""
+
+    @isobox.enter(snap=True)
+    def load(self) -> None:
+        """Before the copy."""
+        import numpy
+
+        self.numpy = numpy
+
+    @isobox.method()
+    def total(self, n: int) -> int:
+        """Uses it."""
+        return int(self.numpy.arange(n).sum())
+
+
+@app.cls(image="data", max_containers=1, scaledown_window=1)
+class EachTime:
+    """Imports numpy in each container."""
+
+    @isobox.enter()
+    def load(self) -> None:
+        """In each."""
+        import numpy
+
+        self.numpy = numpy
+
+    @isobox.method()
+    def total(self, n: int) -> int:
+        """Uses it."""
+        return int(self.numpy.arange(n).sum())
+
+
 def same(x: int) -> int:
     """For a process pool."""
     return x

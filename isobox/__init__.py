@@ -26,7 +26,7 @@ from isobox.errors import (
     StreamBroken,
     TooMany,
 )
-from isobox.functions.app import App, Function, gather
+from isobox.functions.app import App, Deployed, Function, gather
 from isobox.functions.calls import FunctionCall
 from isobox.functions.errors import (
     CallCancelled,
@@ -37,6 +37,7 @@ from isobox.functions.errors import (
     RemoteError,
 )
 from isobox.functions.marks import concurrent, enter, exit, method, parameter
+from isobox.functions.schedules import Cron, Period
 from isobox.gpus import Gpu, GpuAsk, gpus
 from isobox.image import Image
 from isobox.values import (
@@ -66,6 +67,8 @@ __all__ = [
     "ConnectionFailed",
     "ContainerFailed",
     "Context",
+    "Cron",
+    "Deployed",
     "Event",
     "ExecError",
     "ExecFailed",
@@ -90,6 +93,7 @@ __all__ = [
     "NotFound",
     "NotSerializable",
     "Outcome",
+    "Period",
     "Policy",
     "Process",
     "RemoteError",

@@ -43,6 +43,7 @@ from sandbox_api.services.contexts import ContextService
 from sandbox_api.services.copies import CopyService
 from sandbox_api.services.egress import EgressService
 from sandbox_api.services.execs import ExecService
+from sandbox_api.services.functions.apps import AppService
 from sandbox_api.services.functions.service import FunctionService
 from sandbox_api.services.gpus import GpuService
 from sandbox_api.services.images import ImageService
@@ -110,6 +111,7 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
             settings, host, registry, sandbox_service, exec_service, uploads, copies, tasks
         )
         stack.push_async_callback(function_service.close)
+        app_service = AppService(registry, function_service)
         await sandbox_service.recover()
         await gpu_service.recover()
         await image_service.recover()
@@ -125,6 +127,7 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
         tasks.spawn(copies.watch_expiry(), name="expiry")
         tasks.spawn(sandbox_service.watch_retention(), name="retention")
         tasks.spawn(function_service.watch_retention(), name="calls")
+        tasks.spawn(app_service.watch_schedules(), name="schedules")
         tasks.spawn(image_service.watch_uploads(), name="uploads")
         yield Services(
             host,
@@ -144,6 +147,7 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
             gpu_service,
             usage,
             function_service,
+            app_service,
         )
 
 

@@ -15,6 +15,7 @@ except ImportError:  # the client was installed alone
 
 from isobox import Sandbox, calls
 from isobox.cli import forward, stream
+from isobox.cli.apps import apps_app, deploy
 from isobox.cli.gpu import gpu_app, usage
 from isobox.cli.images import image_app
 from isobox.cli.net import net_app, secret_app
@@ -40,6 +41,8 @@ app.add_typer(secret_app, name="secret")
 app.add_typer(volume_app, name="volume")
 app.add_typer(gpu_app, name="gpu")
 app.command()(usage)
+app.add_typer(apps_app, name="app")
+app.command()(deploy)
 out = Console(soft_wrap=True)
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}

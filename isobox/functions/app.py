@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar, Unpack
 
+from isobox.calls import system
 from isobox.config import Config
 from isobox.functions import marks
 from isobox.functions.calls import FunctionCall, Show, show
@@ -28,6 +29,7 @@ class App:
         """Lower-case letters, digits, dots, dashes."""
         self.name = name
         self._made: list[Made] = []
+        self._classes: list[Class[Any]] = []
         self._session: Session | None = None
 
     def __repr__(self) -> str:
@@ -51,7 +53,9 @@ class App:
 
         def decorate(kind: type[T]) -> Class[T]:
             marks.prepare(kind)
-            return Class(self.session, self.name, kind, options, self._made.append)
+            made = Class(self.session, self.name, kind, options, self._made.append)
+            self._classes.append(made)
+            return made
 
         return decorate
 
@@ -78,6 +82,28 @@ class App:
             finally:
                 session.transport.close()
 
+    def deploy(self, *, url: str | None = None, api_key: str | None = None) -> dict[str, Any]:
+        """Put its functions in force on the server, as a new version of the app: its `AppInfo`.
+
+        They stay there, are called by `Function.from_name`, and run by their schedules. A class is deployed with the
+        parameters that it was called with before, or without any.
+        """
+        if self._session is not None:
+            raise FunctionError(f"app {self.name} runs: deploy it outside of `run`")
+        config = Config.find(url, api_key)
+        session = self._session = Session(config, Transport(config), show)
+        try:
+            for kind in self._classes:
+                kind.complete()
+            body = {"functions": {each.name: each.id for each in self._made}}
+            found: dict[str, Any] = session.transport.send(system("POST", f"/v1/apps/{self.name}/deploy", json=body))
+            return found
+        finally:
+            self._session = None
+            for each in self._made:
+                each.forget()
+            session.transport.close()
+
     def session(self) -> Session:
         """What it runs by; FunctionError outside of `run`."""
         if self._session is None:
@@ -100,6 +126,11 @@ class Function(Remote[P, R]):
         self._app = app
         self._made = made
 
+    @staticmethod
+    def from_name(app: str, name: str, *, url: str | None = None, api_key: str | None = None) -> "Deployed":
+        """A function of a deployed app, as it is in force at each call."""
+        return Deployed(app, name, Config.find(url, api_key))
+
     def __repr__(self) -> str:
         return f"<Function {self._app.name}.{self._name}>"
 
@@ -119,6 +150,46 @@ class Function(Remote[P, R]):
     def id(self) -> str:
         """The server's id for it; made on first use, its image too."""
         return self._made.id
+
+
+class Deployed(Remote[..., Any]):
+    """A function of a deployed app; a method of a class as "Class.method". Close it, or use it in a `with` block."""
+
+    def __init__(self, app: str, name: str, config: Config) -> None:
+        session = Session(config, Transport(config), show)
+        kind, dot, self._method = name.rpartition(".")
+        self._function = kind if dot else name
+        super().__init__(name, lambda: session, is_generator=None, trust="safe")
+        self._app = app
+
+    def __repr__(self) -> str:
+        return f"<Deployed {self._app}.{self._name}>"
+
+    def __enter__(self) -> "Deployed":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._session().transport.close()
+
+    @property
+    def id(self) -> str:
+        """The function that is in force now; NotFound without it."""
+        found = self._session().transport.send(system("GET", f"/v1/apps/{self._app}"))["functions"]
+        for name in (self._name, self._function):
+            if name in found:
+                self._by_method = name != self._name
+                self._trust = found[name]["trust"]
+                return str(found[name]["id"])
+        raise FunctionError(f"app {self._app} has no function {self._name}; it has {', '.join(found) or 'none'}")
+
+    _by_method = False
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return ((self._method, *args) if self._by_method else args), kwargs
 
 
 def gather(*calls: FunctionCall) -> list[Any]:

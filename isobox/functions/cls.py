@@ -51,6 +51,11 @@ class Class(Generic[T]):
             known = self._instances[key] = Instance(self._session, kind, self._made(key), self._options)
         return known
 
+    def complete(self) -> None:
+        """See that it has an instance, to be deployed: without parameters, if nobody asked for another."""
+        if not self._instances:
+            self()
+
     def _made(self, parameters: bytes) -> Made:
         kind, asked = self.isobox_local, fields(self._options)
         snaps = any(getattr(each, marks.ENTER) for each in marks.marked(kind, marks.ENTER).values())

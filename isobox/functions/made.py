@@ -38,6 +38,11 @@ class Made:
         return bool(self._fields.get("min_containers"))
 
     @property
+    def name(self) -> str:
+        """Its name in the app."""
+        return self._plain.__qualname__.replace("<locals>.", "")
+
+    @property
     def id(self) -> str:
         """The server's id for it; it is made now if it was not, its image too."""
         with self._making:
@@ -50,9 +55,12 @@ class Made:
         upload(session.transport, packed.digest, packed.archive)
         image = self._image if isinstance(self._image, str) else built(self._image, config.url, config.api_key)
         entry = packed.entry if self._parameters is None else packed.entry | {"parameters": self._parameters}
-        name = self._plain.__qualname__.replace("<locals>.", "")
-        fields = {"app": self._app, "name": name, "code": packed.digest, "entry": entry, "image": image}
+        fields = {"app": self._app, "name": self.name, "code": packed.digest, "entry": entry, "image": image}
         return str(session.transport.send(system("POST", "/v1/functions", json=fields | self._fields))["id"])
+
+    def forget(self) -> None:
+        """It is made anew when it is used next."""
+        self._id = None
 
     def leave(self, session: Session) -> None:
         """The app ends: nothing of it is kept ready for it, and it is made anew in the next run."""

@@ -5,6 +5,7 @@ from typing import Any, TypedDict
 
 from isobox.calls import Policy, without_none
 from isobox.functions.calls import Trust
+from isobox.functions.schedules import Cron, Period
 from isobox.gpus import GpuAsk
 from isobox.image import Image
 from isobox.volume import Volumes, as_asked
@@ -34,6 +35,7 @@ class Options(TypedDict, total=False):
     buffer_containers: int
     scaledown_window: float
     trust: Trust
+    schedule: Cron | Period
 
 
 _SAME = ("user", "network", "concurrency", "min_containers", "max_containers", "buffer_containers", "trust")
@@ -54,4 +56,6 @@ def fields(options: Options) -> dict[str, Any]:
         "scaledown_s": options.get("scaledown_window"),
         "retries": None if retries is None else {"count": retries} if isinstance(retries, int) else dict(retries),
     }
+    if (schedule := options.get("schedule")) is not None:
+        found["schedule"] = schedule.as_asked()
     return without_none(found) | as_asked(options.get("volumes"))

@@ -44,7 +44,7 @@ class Method(Generic[P, R]):
 class Remote(Generic[P, R]):
     """See the module. Whoever makes one says by which session, and as which of the server's functions."""
 
-    def __init__(self, name: str, session: Callable[[], Session], *, is_generator: bool, trust: Trust) -> None:
+    def __init__(self, name: str, session: Callable[[], Session], *, is_generator: bool | None, trust: Trust) -> None:
         self._name = name
         self._session = session
         self._is_generator = is_generator
@@ -65,9 +65,10 @@ class Remote(Generic[P, R]):
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], wait_s: float) -> dict[str, Any]:
         transport = self._session().transport
+        function = self.id
         inputs = [argument(transport, *self._given(args, kwargs))]
         body = {"id": new_call_id(), "inputs": inputs, "wait_s": wait_s}
-        call = system("POST", f"/v1/functions/{self.id}/calls", json=body)
+        call = system("POST", f"/v1/functions/{function}/calls", json=body)
         answer: dict[str, Any] = transport.send(call)
         return answer
 
@@ -86,7 +87,7 @@ class Remote(Generic[P, R]):
 
     def remote_gen(self, *args: P.args, **kwargs: P.kwargs) -> Iterator[Any]:
         """What a generator yields, as it comes; whoever leaves it early ends it."""
-        if not self._is_generator:
+        if self._is_generator is False:
             raise FunctionError(f"{self._name} is no generator: use remote")
         running = self._session()
         answer = self._call(args, kwargs, 0.0)

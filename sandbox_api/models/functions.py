@@ -1,10 +1,11 @@
 """Functions and their calls over the wire."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
+from sandbox_api.functions import schedule
 from sandbox_api.models.buckets import MountedBucket
 from sandbox_api.models.common import Environment, Page, Strict, Text, UserName
 from sandbox_api.models.network import AskedPolicy, asked
@@ -14,6 +15,7 @@ from sandbox_api.models.volumes import MountedVolume, MountPath
 Name = Annotated[Text, Field(pattern=r"^[A-Za-z_<][A-Za-z0-9_.<>-]{0,254}$")]
 AppName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+FunctionId = Annotated[str, Field(pattern=r"^fun[a-z2-7]{26}$")]
 BatchSize = 1000
 
 
@@ -23,6 +25,22 @@ class Retries(Strict):
     count: Annotated[int, Field(ge=0, le=100)] = 0
     delay_s: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 1.0
     factor: Annotated[float, Field(ge=1, le=10, allow_inf_nan=False)] = 2.0
+
+
+class Schedule(Strict):
+    """When a deployed function runs by itself: a cron expression in a time zone, or every so many seconds."""
+
+    cron: Annotated[Text, Field(max_length=128)] | None = None
+    timezone: Annotated[Text, Field(max_length=64)] = "UTC"
+    period_s: Annotated[float, Field(ge=1, le=366 * 86400, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.cron is None) == (self.period_s is None):
+            raise ValueError("give either cron or period_s")
+        if self.cron is not None:
+            schedule.check(self.cron, self.timezone)
+        return self
 
 
 class CreateFunction(Strict):
@@ -55,6 +73,7 @@ class CreateFunction(Strict):
     scaledown_s: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = 60.0
     snapshot: bool = False
     exits: bool = False
+    schedule: Schedule | None = None
     trust: Literal["safe", "pickle"] = "safe"
 
     @property
@@ -142,3 +161,51 @@ class Call(BaseModel):
     results: list[CallResult] = []
     next_after: int = 0
     more: bool = False
+
+
+class Deploy(Strict):
+    """A new version of an app: its functions, by their names in it."""
+
+    functions: Annotated[
+        dict[Name, Annotated[str, Field(pattern=r"^fun[a-z2-7]{26}$")]], Field(min_length=1, max_length=1000)
+    ]
+
+
+class RollBack(Strict):
+    """The version that is to be in force again; the one before by default."""
+
+    version: Annotated[int, Field(ge=1)] | None = None
+
+
+class AppVersion(BaseModel):
+    """A version: what it is made of, and of which earlier one it is a copy."""
+
+    version: int
+    created_at: datetime
+    functions: dict[str, str]
+    copy_of: int | None
+
+
+class AppFunction(BaseModel):
+    """A function of an app as it stands: its last call by schedule, and when the next one comes."""
+
+    id: str
+    trust: Literal["safe", "pickle"]
+    last_call: str | None
+    last_at: datetime | None
+    next_at: datetime | None
+
+
+class AppInfo(BaseModel):
+    """A deployed app; version 0 once it is stopped."""
+
+    name: str
+    version: int
+    functions: dict[str, AppFunction]
+    history: list[AppVersion]
+
+
+class AppPage(Page):
+    """The tenant's apps, by name."""
+
+    apps: list[AppInfo]

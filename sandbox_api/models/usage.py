@@ -20,9 +20,21 @@ class Usage(BaseModel):
     gpu_s: dict[str, float]
 
 
+class FunctionUsage(BaseModel):
+    """What the containers of a function used."""
+
+    function: str
+    name: str | None
+    containers: int
+    seconds: float
+    cpu_s: float
+    gpu_s: dict[str, float]
+
+
 class UsagePage(Page):
-    """Usage, what began last first, and its sums."""
+    """Usage, what began last first, and its sums: of all, and of each function's containers."""
 
     usage: list[Usage]
     total_cpu_s: float
     total_gpu_s: dict[str, float]
+    functions: list[FunctionUsage]

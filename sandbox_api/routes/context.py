@@ -15,6 +15,7 @@ from sandbox_api.services.contexts import ContextService
 from sandbox_api.services.copies import CopyService
 from sandbox_api.services.egress import EgressService
 from sandbox_api.services.execs import ExecService
+from sandbox_api.services.functions.apps import AppService
 from sandbox_api.services.functions.service import FunctionService
 from sandbox_api.services.gpus import GpuService
 from sandbox_api.services.images import ImageService
@@ -48,6 +49,7 @@ class Services:
     gpus: GpuService
     usage: UsageService
     functions: FunctionService
+    apps: AppService
 
 
 # Coroutines although they wait for nothing: FastAPI sends a plain function through a thread, 0.2 ms each.

@@ -5,7 +5,18 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import StreamingResponse
 
-from sandbox_api.models.functions import AddInputs, Call, CreateCall, CreateFunction, Function, FunctionPage
+from sandbox_api.models.functions import (
+    AddInputs,
+    AppInfo,
+    AppPage,
+    Call,
+    CreateCall,
+    CreateFunction,
+    Deploy,
+    Function,
+    FunctionPage,
+    RollBack,
+)
 from sandbox_api.routes.context import Tenant, Use, problems
 
 router = APIRouter(tags=["functions"])
@@ -34,8 +45,9 @@ async def get(use: Use, tenant: Tenant, function_id: FunctionId) -> Function:
 
 @router.delete("/v1/functions/{function_id}", status_code=204, responses=problems())
 async def retire(use: Use, tenant: Tenant, function_id: FunctionId) -> None:
-    """Keep no containers of it ready any more; calls that are on go on."""
-    await use.functions.retire(tenant, function_id)
+    """Keep no containers of it ready any more, unless a deployed app has it; calls that are on go on."""
+    if not use.apps.is_deployed(tenant, function_id):
+        await use.functions.retire(tenant, function_id)
 
 
 @router.post("/v1/functions/{function_id}/calls", status_code=201, responses=problems(409))
@@ -73,3 +85,39 @@ async def value(use: Use, tenant: Tenant, call_id: CallId, seq: Seq) -> Response
 async def cancel(use: Use, tenant: Tenant, call_id: CallId) -> Call:
     """Cancel it: what waits is not begun, what runs is stopped."""
     return await use.functions.cancel(tenant, call_id)
+
+
+AppName = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+@router.get("/v1/apps", responses=problems())
+async def apps(use: Use, tenant: Tenant) -> AppPage:
+    """The tenant's deployed apps."""
+    return AppPage(apps=await use.apps.all(tenant))
+
+
+@router.get("/v1/apps/{name}", responses=problems())
+async def app(use: Use, tenant: Tenant, name: AppName) -> AppInfo:
+    """Look at an app: what is in force, and all versions."""
+    return await use.apps.get(tenant, name)
+
+
+@router.post("/v1/apps/{name}/deploy", status_code=201, responses=problems(429))
+async def deploy(use: Use, tenant: Tenant, name: AppName, request: Deploy) -> AppInfo:
+    """Put a new version in force."""
+    await use.apps.deploy(tenant, name, request)
+    return await use.apps.get(tenant, name)
+
+
+@router.post("/v1/apps/{name}/rollback", responses=problems(429))
+async def roll_back(use: Use, tenant: Tenant, name: AppName, request: RollBack) -> AppInfo:
+    """Put an earlier version in force again."""
+    await use.apps.roll_back(tenant, name, request.version)
+    return await use.apps.get(tenant, name)
+
+
+@router.post("/v1/apps/{name}/stop", responses=problems())
+async def stop(use: Use, tenant: Tenant, name: AppName) -> AppInfo:
+    """Keep nothing of it ready, run nothing of it by schedule."""
+    await use.apps.stop(tenant, name)
+    return await use.apps.get(tenant, name)

@@ -5,10 +5,13 @@ from typing import Final
 
 from sandbox_api.host.interface import Host
 from sandbox_api.models.common import time_of
-from sandbox_api.models.usage import Usage, UsagePage
+from sandbox_api.models.usage import FunctionUsage, Usage, UsagePage
 from sandbox_api.services.gpus import seconds
 from sandbox_api.services.registry import Registry
 from sandbox_api.store.records import SandboxRecord, UsageRecord
+
+LABEL: Final = "isobox.function"
+"""What the sandboxes of a function are known by."""
 
 _KEPT_S: Final = 90 * 86400.0
 _MOST: Final = 10_000
@@ -41,14 +44,12 @@ class UsageService:
         ]
         ended = [(each, False) for each in await self._store.usage(tenant, since, until, _MOST)]
         found = sorted([*running, *ended], key=lambda each: each[0].started_at, reverse=True)[:_MOST]
-        total: dict[str, float] = {}
-        for each, _ in found:
-            for kind, used in each.gpu_s.items():
-                total[kind] = round(total.get(kind, 0.0) + used, 3)
+        records = [each for each, _ in found]
         return UsagePage(
             usage=[_describe(each, runs) for each, runs in found],
-            total_cpu_s=round(sum(each.cpu_s for each, _ in found), 3),
-            total_gpu_s=total,
+            total_cpu_s=round(sum(each.cpu_s for each in records), 3),
+            total_gpu_s=_gpu_s(records),
+            functions=_by_function(records),
         )
 
     def _cpu_s(self, record: SandboxRecord) -> float:
@@ -67,6 +68,32 @@ def _usage(record: SandboxRecord, cpu_s: float, now: float) -> UsageRecord:
         cpu_s=round(record.cpu_s + cpu_s, 3),
         gpu_s={kind: round(used, 3) for kind, used in seconds(record, now).items()},
     )
+
+
+def _gpu_s(records: list[UsageRecord]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for each in records:
+        for kind, used in each.gpu_s.items():
+            total[kind] = round(total.get(kind, 0.0) + used, 3)
+    return total
+
+
+def _by_function(records: list[UsageRecord]) -> list[FunctionUsage]:
+    by: dict[str, list[UsageRecord]] = {}
+    for each in records:
+        if (function := each.labels.get(LABEL)) is not None:
+            by.setdefault(function, []).append(each)
+    return [
+        FunctionUsage(
+            function=function,
+            name=mine[0].name,
+            containers=len(mine),
+            seconds=round(sum(each.ended_at - each.started_at for each in mine), 3),
+            cpu_s=round(sum(each.cpu_s for each in mine), 3),
+            gpu_s=_gpu_s(mine),
+        )
+        for function, mine in by.items()
+    ]
 
 
 def _describe(record: UsageRecord, runs: bool) -> Usage:

@@ -91,7 +91,27 @@ class ResultRecord:
     doc: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class AppRecord:
+    """A deployed app. version is the one in force, 0 for none; history has all: created_at, functions, copy_of."""
+
+    tenant: str
+    name: str
+    version: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By function: `last_at` (when it ran), `last_call`, and `since` (when its schedule came into force)."""
+
+    @property
+    def functions(self) -> dict[str, str]:
+        """Those in force: ids by names."""
+        found: dict[str, str] = self.history[self.version - 1]["functions"] if self.version else {}
+        return found
+
+
 SCHEMA = """
+create table apps (tenant text not null, name text not null, doc text not null,
+                   primary key (tenant, name)) without rowid;
 create table functions (id text primary key, tenant text not null, digest text not null, created_at real not null,
                         retired integer not null, doc text not null, unique (tenant, digest)) without rowid;
 create table calls (id text primary key, tenant text not null, function text not null, created_at real not null,
@@ -165,6 +185,24 @@ class FunctionStore:
     def forget_function(self, id_: str) -> None:
         """Delete the record."""
         self._db.execute("delete from functions where id = ?", (id_,))
+
+    # ---- apps
+
+    def save_app(self, record: AppRecord) -> None:
+        """Insert or replace."""
+        self._db.execute(
+            "insert or replace into apps values (?, ?, ?)", (record.tenant, record.name, json.dumps(asdict(record)))
+        )
+
+    def apps(self, tenant: str | None = None) -> list[AppRecord]:
+        """A tenant's by name, or all."""
+        rows = self._db.execute("select tenant, doc from apps order by name").fetchall()
+        return [AppRecord(**json.loads(doc)) for whose, doc in rows if tenant in (None, whose)]
+
+    def app(self, tenant: str, name: str) -> AppRecord | None:
+        """One of the tenant's."""
+        row = self._db.execute("select doc from apps where tenant = ? and name = ?", (tenant, name)).fetchone()
+        return AppRecord(**json.loads(row[0])) if row else None
 
     # ---- calls
 

@@ -18,8 +18,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running = Server(tmp_path_factory.mktemp("server") / "state").start()
     yield running
     running.end()
-    errors = [line for line in running.log().splitlines() if '"level": "error"' in line or "Traceback" in line]
-    assert not errors, errors[:5]
+    lines = running.log().splitlines()
+    errors = [n for n, line in enumerate(lines) if '"level": "error"' in line or "Traceback" in line]
+    assert not errors, "\n".join(lines[errors[0] : errors[0] + 60])
 
 
 @pytest.fixture

@@ -249,6 +249,9 @@ def test_containers_come_and_go(server: Server) -> None:
     with server.client() as http:
         until(lambda: http.get(f"/v1/functions/{fa.soon_gone.id}").json()["containers"] == 0)
         assert any(each["name"] == "soon_gone" for each in http.get("/v1/functions").json()["functions"])
+        used = {each["function"]: each for each in http.get("/v1/usage").json()["functions"]}
+        assert used[fa.soon_gone.id]["name"] == "tests.soon_gone"
+        assert used[fa.soon_gone.id]["cpu_s"] > 0
 
 
 def script(folder: Path, text: str) -> Path:

@@ -29,10 +29,10 @@ from sandbox_api.services.functions.container import Container
 from sandbox_api.services.registry import Registry
 from sandbox_api.services.sandboxes import SandboxService
 from sandbox_api.services.uploads import Uploads
+from sandbox_api.services.usage import LABEL
 from sandbox_api.store.functions import CallRecord, ContainerRecord, FunctionRecord, InputRecord
 
 _log = structlog.get_logger(__name__)
-LABEL: Final = "isobox.function"
 _LIFE_S: Final = 30 * 86400.0
 _INLINE: Final = 48 << 10
 _FAREWELL_S: Final = 10.0

@@ -6,7 +6,7 @@ import binascii
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Final
 
 import structlog
@@ -22,12 +22,13 @@ from sandbox_api.services.copies import CopyService
 from sandbox_api.services.execs import ExecService
 from sandbox_api.services.functions.code import Code
 from sandbox_api.services.functions.container import Container
-from sandbox_api.services.functions.desk import LABEL, Desk
+from sandbox_api.services.functions.desk import Desk
 from sandbox_api.services.functions.queue import Waiting
 from sandbox_api.services.functions.running import Running
 from sandbox_api.services.registry import Registry
 from sandbox_api.services.sandboxes import SandboxService
 from sandbox_api.services.uploads import Uploads
+from sandbox_api.services.usage import LABEL
 from sandbox_api.settings import Settings
 from sandbox_api.store.functions import CallRecord, ContainerRecord, FunctionRecord, InputRecord, ResultRecord
 
@@ -72,11 +73,7 @@ class FunctionService:
         doc = asked.model_dump(mode="json")
         digest = hashlib.sha256(json.dumps(doc, sort_keys=True).encode()).hexdigest()
         if (known := self._store.function_of(tenant, digest)) is not None:
-            if known.retired:
-                known.retired = False
-                self._store.save_function(known)
-            self._of(known).record.retired = False
-            self._of(known).wake()
+            await self.keep(tenant, known.id)
             return known
         if len(self._store.functions(tenant, _FUNCTIONS_MAX)) >= _FUNCTIONS_MAX:
             raise Problem(429, "too_many_functions", f"{_FUNCTIONS_MAX} are the most", hint="delete some")
@@ -102,6 +99,27 @@ class FunctionService:
     async def all(self, tenant: str) -> list[FunctionRecord]:
         """The tenant's, the newest first."""
         return self._store.functions(tenant)
+
+    async def keep(self, tenant: str, id_: str) -> None:
+        """Have as many containers of it ready as it asks for."""
+        record = await self.get(tenant, id_)
+        record.retired = False
+        self._store.save_function(record)
+        running = self._of(record)
+        running.record.retired = False
+        running.wake()
+
+    def is_ready(self, id_: str) -> bool:
+        """Whether as many containers of it are ready as it asks for."""
+        running = self._running.get(id_)
+        if running is None:
+            return True
+        ready = sum(each.ready for each in running.containers.values())
+        return ready >= min(running.asked.min_containers, running.asked.max_containers)
+
+    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Do something in the background for as long as there are functions."""
+        self._tasks.spawn(work, name=name)
 
     async def retire(self, tenant: str, id_: str) -> None:
         """Keep no containers of it ready any more; calls that are on go on."""
