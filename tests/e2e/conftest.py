@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from nursery import Nursery
 from server import Server
 
 import isobox
@@ -23,10 +24,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert not errors, "\n".join(lines[errors[0] : errors[0] + 60])
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Where servers come from that are killed and started again."""
+    found = Nursery()
+    yield found
+    found.close()
+
+
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[Server]:
+def own_server(tmp_path: Path, nursery: Nursery) -> Iterator[Server]:
     """A server that a test may kill."""
-    running = Server(tmp_path / "state")
+    running = Server(tmp_path / "state", nursery)
     yield running
     running.end()
 

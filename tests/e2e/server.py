@@ -8,27 +8,30 @@ import time
 from pathlib import Path
 
 import httpx
+from nursery import Forked, Nursery
 
 COMMAND = [sys.executable, "-m", "isobox.cli.main", "serve"]
 
 
 class Server:
-    def __init__(self, state: Path, **environment: str) -> None:
+    def __init__(self, state: Path, nursery: Nursery | None = None, **environment: str) -> None:
+        """With a nursery it is forked off that instead of started: much faster."""
         self.state = state
+        self._nursery = nursery
         self.environment = os.environ | {"ISOBOX_STATE": str(state)} | environment
-        self.process: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[str] | Forked | None = None
         self.listen = "127.0.0.1:0"
         self.url = ""
 
     def start(self) -> "Server":
         with self.state.with_suffix(".log").open("a") as log:
-            self.process = subprocess.Popen(
-                [*COMMAND, "--state", str(self.state), "--listen", self.listen],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=self.environment,
-            )
+            arguments = ["--state", str(self.state), "--listen", self.listen]
+            if self._nursery is not None:
+                self.process = self._nursery.start(["serve", *arguments], self.environment, log)
+            else:
+                self.process = subprocess.Popen(
+                    [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=log, text=True, env=self.environment
+                )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert "ready on" in line, f"{line!r}\n{self.log()}"
