@@ -1,6 +1,7 @@
 """The server's process: lock, listen, serve, drain."""
 
 import os
+import resource
 import socket
 
 import uvicorn
@@ -42,9 +43,16 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
+def raise_file_limit() -> None:
+    """Let this process open as many files as it may: a sandbox takes a dozen, and systemd's soft limit is 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; what runs goes on for the next server. IsoboxError if it cannot."""
     logs.configure()
+    raise_file_limit()
     if os.geteuid() != 0:
         raise IsoboxError("isobox serve needs root: it makes control groups and mounts", hint="run it with sudo")
     lock = lock_state(settings.state)

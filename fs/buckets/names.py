@@ -24,7 +24,7 @@ def child(folder: bytes, name: bytes) -> bytes | None:
     """The path of a name in a folder; None for a name that no object can have."""
     if not name or len(name) > NAME_MAX or name in (b".", b"..") or b"/" in name or b"\0" in name:
         return None
-    path = folder + b"/" + name if folder else name
+    path = join(folder, name)
     return path if len(path) <= _KEY_MAX and _is_text(path) else None
 
 
@@ -42,6 +42,11 @@ def is_path(path: bytes) -> bool:
     for name in path.split(b"/"):
         found = None if found is None else child(found, name)
     return found == path
+
+
+def join(folder: bytes, name: bytes) -> bytes:
+    """The path of a name that was checked."""
+    return folder + b"/" + name if folder else name
 
 
 def parent(path: bytes) -> bytes:
@@ -77,8 +82,8 @@ class Paths:
         self._paths: OrderedDict[int, bytes] = OrderedDict()
 
     def learn(self, noted: int, path: bytes) -> bool:
-        """Take one that was noted before; False for a note that is not one of ours."""
-        if not is_path(path) or number(path) != noted:
+        """Take one that was noted before; False for a note that is not one of ours, or too many."""
+        if not is_path(path) or number(path) != noted or len(self._paths) >= _PATHS_MAX:
             return False
         self._paths[noted] = path
         return True

@@ -13,12 +13,13 @@ import json
 import os
 import secrets
 import stat
+import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -28,18 +29,24 @@ from fs.buckets import hold, names
 from fs.buckets.objects import Facts, Objects
 from fs.buckets.reader import Reader
 from fs.buckets.spools import Spool, SpoolFull, Spools
+from fs.buckets.tree import Tree
+from fs.buckets.writing import Writing
 from fs.errors import BucketFailed
 
-T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 _AT_ONCE: Final = 64
+_HERE_MAX: Final = 64 << 10
+"""Bytes that are written sooner than a thread is woken."""
+
 _VALID_S: Final = 1
-_CACHED_S: Final = 2.0
-_CACHED_MAX: Final = 10_000
 _ANSWERS_KEPT: Final = 256
-_FOLDER_MAX: Final = 1024
+_FOLDERS_MAX: Final = 1024
+_OPEN_MAX: Final = 4096
+"""Files: of those that are open, and of notes about what an earlier server opened."""
+
+_TOLD_AGAIN_S: Final = 10.0
+_TOLD_MAX: Final = 16
 _HANDLE: Final = 1 << 63
-_UPLOAD_PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0)
 _PLENTY_BLOCKS: Final = 1 << 38
 _CHANGES: Final = frozenset({fuse.CREATE, fuse.MKDIR, fuse.UNLINK, fuse.RMDIR, fuse.RENAME, fuse.SETATTR, fuse.OPEN})
 
@@ -66,11 +73,9 @@ class _Handle:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class _Refused(Exception):
+def _refused(number: int) -> OSError:
     """An errno for whoever asked."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
+    return OSError(number, os.strerror(number))
 
 
 class Server:
@@ -91,22 +96,16 @@ class Server:
 
         Fetches must be other threads than requests, which wait for them.
         """
-        self._objects = objects
-        self._spools = spools
         self._read_only = read_only
         self._owner = owner
         self._on_failure = on_failure
-        self._requests = requests
-        self._fetches = fetches
-        self._prefix = objects.place.prefix.encode()
+        self._told: dict[tuple[str, str], float] = {}
+        self._tree = Tree(objects, requests, fetches)
+        self._writing = Writing(self._tree, spools, is_open=self._is_open, on_failure=on_failure)
         self._outbox: list[bytes] = []
         self._paths = names.Paths(self._note)
         self._handles: dict[int, _Handle] = {}
-        self._noted: dict[int, dict[str, Any]] = {}
-        self._written: dict[bytes, Spool] = {}
-        """By path: files that are open for writing, or on their way."""
-        self._uploads: dict[str, asyncio.Lock] = {}
-        self._cache: OrderedDict[bytes, tuple[float, Facts | None]] = OrderedDict()
+        self._noted: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._answers: OrderedDict[int, asyncio.Task[bytes]] = OrderedDict()
         self._tasks = TaskOwner()
         self._places = asyncio.Semaphore(_AT_ONCE)
@@ -138,10 +137,12 @@ class Server:
         elif packet.node & _HANDLE:
             try:
                 noted = json.loads(packet.body)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return
             if isinstance(noted, dict) and packet.node not in self._handles:
                 self._noted[packet.node] = noted
+                if len(self._noted) > _OPEN_MAX:
+                    self._noted.popitem(last=False)
         elif packet.node:
             self._paths.learn(packet.node, packet.body)
 
@@ -173,21 +174,29 @@ class Server:
     async def _safely(self, request: fuse.Request) -> bytes:
         try:
             return await self._do(request)
-        except _Refused as error:
-            return fuse.error(request, error.number)
         except BucketFailed as error:
             if error.errno == errno.EIO:
                 _log.warning("a bucket failed", error=error.detail)
-                self._on_failure("", error.detail)
+                self._tell("", error.detail)
             return fuse.error(request, error.errno)
         except SpoolFull as error:
-            self._on_failure("", error.detail)
+            self._tell("", error.detail)
             return fuse.error(request, errno.ENOSPC)
         except OSError as error:
             return fuse.error(request, error.errno or errno.EIO)
+        except struct.error:  # no kernel asks so; whoever is root inside may
+            return fuse.error(request, errno.EINVAL)
         except Exception:  # one question's fault is not to end the others
             _log.exception("a request failed", opcode=request.opcode)
             return fuse.error(request, errno.EIO)
+
+    def _tell(self, path: str, detail: str) -> None:
+        """Once in a while, however often it is asked for."""
+        now = time.monotonic()
+        self._told = {each: at for each, at in self._told.items() if at > now - _TOLD_AGAIN_S}
+        if (path, detail) not in self._told and len(self._told) < _TOLD_MAX:
+            self._told[path, detail] = now
+            self._on_failure(path, detail)
 
     async def _do(self, request: fuse.Request) -> bytes:
         match request.opcode:
@@ -234,28 +243,19 @@ class Server:
                 return fuse.reply(request)
         return fuse.error(request, errno.ENOSYS)
 
-    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._requests, work, *arguments)
-
     # ---- names
 
     def _path(self, node: int) -> bytes:
         path = self._paths.path(node)
         if path is None:
-            raise _Refused(errno.ESTALE)
+            raise _refused(errno.ESTALE)
         return path
 
     def _child(self, node: int, name: bytes) -> bytes:
         path = names.child(self._path(node), name)
         if path is None:
-            raise _Refused(errno.ENAMETOOLONG if len(name) > names.NAME_MAX else errno.ENOENT)
+            raise _refused(errno.ENAMETOOLONG if len(name) > names.NAME_MAX else errno.ENOENT)
         return path
-
-    def _key(self, path: bytes) -> str:
-        return (self._prefix + path).decode()
-
-    def _folder_key(self, path: bytes) -> str:
-        return self._key(path + b"/") if path else self._prefix.decode()
 
     def _file(self, path: bytes, size: int, mtime_s: int) -> fuse.Attributes:
         mode = stat.S_IFREG | (0o444 if self._read_only else 0o644)
@@ -268,34 +268,22 @@ class Server:
     async def _look(self, path: bytes) -> fuse.Attributes:
         if not path:
             return self._folder(path)
-        if (spool := self._written.get(path)) is not None:
+        if (spool := self._writing.at(path)) is not None:
             return self._file(path, spool.size, spool.mtime_s)
         facts = await self._facts(path)
         return self._folder(path) if facts is None else self._file(path, facts.size, facts.mtime_s)
 
     async def _facts(self, path: bytes) -> Facts | None:
-        """What an object is; None for a folder. ENOENT if it is neither."""
-        cached = self._cache.get(path)
-        if cached is not None and cached[0] > time.monotonic():
-            return cached[1]
-        facts = await self._in_thread(self._objects.head, self._key(path))
-        if facts is None and not await self._is_folder(path):
-            raise _Refused(errno.ENOENT)
-        self._remember(path, facts)
-        return facts
-
-    async def _is_folder(self, path: bytes) -> bool:
-        return any(each.startswith(path + b"/") for each in self._written) or await self._in_thread(
-            self._objects.has_below, self._folder_key(path)
-        )
-
-    def _remember(self, path: bytes, facts: Facts | None) -> None:
-        self._cache[path] = (time.monotonic() + _CACHED_S, facts)
-        self._cache.move_to_end(path)
-        if len(self._cache) > _CACHED_MAX:
-            self._cache.popitem(last=False)
+        return await self._tree.facts(path, is_folder=self._writing.below(path))
 
     # ---- open files
+
+    def _is_open(self, spool: Spool) -> bool:
+        return any(each.spool is spool for each in self._handles.values())
+
+    def _may_open(self) -> None:
+        if len(self._handles) >= _OPEN_MAX:
+            raise _refused(errno.EMFILE)
 
     def _begin(self, handle: _Handle) -> int:
         number = secrets.randbits(62) | 1 | _HANDLE
@@ -312,9 +300,10 @@ class Server:
     def _handle(self, number: int) -> _Handle:
         if (known := self._handles.get(number)) is not None:
             return known
+        self._may_open()
         found = self._handle_again(self._noted.pop(number, {}))
         if found is None:
-            raise _Refused(errno.ESTALE)
+            raise _refused(errno.ESTALE)
         self._handles[number] = found
         return found
 
@@ -323,33 +312,30 @@ class Server:
         try:
             path: bytes = noted["path"].encode()
             if "spool" in noted:
-                spool = self._spools.again(str(noted["spool"]))
-                if spool is None:
-                    return None
-                if spool.path is not None:
-                    self._written[spool.path] = spool
-                return _Handle(path, spool=spool, writes=noted["writes"] is True)
-            if not self._paths.learn(names.number(path), path):
+                spool = self._writing.again(str(noted["spool"]))
+                return None if spool is None else _Handle(path, spool=spool, writes=noted["writes"] is True)
+            if not names.is_path(path):
                 return None
             facts = Facts(int(noted["size"]), int(noted["mtime"]), str(noted["etag"]))
-            return _Handle(path, reader=Reader(self._objects, self._key(path), facts, self._fetches))
-        except (KeyError, ValueError, TypeError, AttributeError):
+            return _Handle(path, reader=self._tree.reader(path, facts))
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError):
             return None
 
     async def _open(self, request: fuse.Request) -> bytes:
+        self._may_open()
         path, flags = self._path(request.node), request.flags
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             spool = await self._spool(path, keeps=not flags & os.O_TRUNC)
             return fuse.opened(request, self._begin(_Handle(path, spool=spool, writes=True)))
-        if (written := self._written.get(path)) is not None:
+        if (written := self._writing.at(path)) is not None:
             return fuse.opened(request, self._begin(_Handle(path, spool=written)))
         facts = await self._facts(path)
         if facts is None:
-            raise _Refused(errno.EISDIR)
-        reader = Reader(self._objects, self._key(path), facts, self._fetches)
-        return fuse.opened(request, self._begin(_Handle(path, reader=reader)))
+            raise _refused(errno.EISDIR)
+        return fuse.opened(request, self._begin(_Handle(path, reader=self._tree.reader(path, facts))))
 
     async def _create(self, request: fuse.Request) -> bytes:
+        self._may_open()
         path = self._child(request.node, request.named(16))
         spool = await self._spool(path, keeps=False)
         handle = self._begin(_Handle(path, spool=spool, writes=True))
@@ -358,57 +344,36 @@ class Server:
     async def _spool(self, path: bytes, *, keeps: bool) -> Spool:
         """The file that is written there; with keeps it begins with what the object has."""
         self._may_write()
-        spool = self._written.get(path)
-        if spool is None:
-            facts = await self._facts(path) if keeps else None
-            if (spool := self._written.get(path)) is None:  # nobody was faster
-                spool = self._written[path] = self._spools.create(path)
-                if facts is not None:
-                    async with self._uploads.setdefault(spool.id, asyncio.Lock()):
-                        await self._fill(spool, facts)
-                    return spool
-        async with self._uploads.setdefault(spool.id, asyncio.Lock()):
-            if not keeps:
-                spool.truncate(0)
-        return spool
-
-    async def _fill(self, spool: Spool, facts: Facts) -> None:
-        assert spool.path is not None
-        reader = Reader(self._objects, self._key(spool.path), facts, self._fetches)
-        try:
-            while spool.size < facts.size:
-                data = await self._in_thread(reader.read, spool.size, fuse.MAX_READ)
-                if not data:
-                    raise _Refused(errno.EIO)
-                spool.write(spool.size, data)
-            spool.changed = False
-        except BaseException:
-            self._written.pop(spool.path, None)
-            self._spools.drop(spool)
-            raise
-        finally:
-            reader.close()
+        if not keeps:
+            return await self._writing.empty(path)
+        facts = None
+        if self._writing.at(path) is None and (facts := await self._facts(path)) is None:
+            raise _refused(errno.EISDIR)
+        return await self._writing.kept(path, facts)
 
     def _may_write(self) -> None:
         if self._read_only:
-            raise _Refused(errno.EROFS)
+            raise _refused(errno.EROFS)
 
     async def _read(self, request: fuse.Request) -> bytes:
         handle, (offset, size) = self._handle(request.handle), request.range
         if handle.spool is not None:
-            data = await self._in_thread(handle.spool.read, offset, size)
+            data = await self._tree.in_thread(handle.spool.read, offset, size)
         elif handle.reader is not None:
             async with handle.lock:
-                data = await self._in_thread(handle.reader.read, offset, size)
+                data = await self._tree.in_thread(handle.reader.read, offset, size)
         else:
-            raise _Refused(errno.EISDIR)
+            raise _refused(errno.EISDIR)
         return fuse.reply_head(request, len(data)) + data
 
     async def _write(self, request: fuse.Request) -> bytes:
         handle, (offset, data) = self._handle(request.handle), request.written
         if handle.spool is None or not handle.writes:
-            raise _Refused(errno.EBADF)
-        await self._in_thread(handle.spool.write, offset, data)
+            raise _refused(errno.EBADF)
+        if len(data) <= _HERE_MAX:
+            handle.spool.write(offset, data)
+        else:
+            await self._tree.in_thread(handle.spool.write, offset, data)
         return fuse.written(request, len(data))
 
     async def _set(self, request: fuse.Request) -> bytes:
@@ -416,15 +381,13 @@ class Server:
         if size is not None:
             spool = await self._spool(path, keeps=size > 0)
             spool.truncate(size)
-            if not any(each.spool is spool for each in self._handles.values()):
-                await self._close(spool)
+            if not self._is_open(spool):
+                await self._writing.close(spool)
         return fuse.attributes(request, await self._look(path), _VALID_S)
-
-    # ---- what becomes an object
 
     async def _flush(self, handle: _Handle) -> None:
         if handle.spool is not None and handle.writes:
-            await self._upload(handle.spool)
+            await self._writing.upload(handle.spool)
 
     async def _release(self, number: int) -> None:
         try:
@@ -434,67 +397,21 @@ class Server:
             self._note(number, None)
         if handle.reader is not None:
             handle.reader.close()
-        if handle.spool is not None and not any(each.spool is handle.spool for each in self._handles.values()):
-            await self._close(handle.spool)
-
-    async def _close(self, spool: Spool) -> None:
-        """Nobody has it open any more."""
-        try:
-            await self._upload(spool)
-        finally:
-            if not any(each.spool is spool for each in self._handles.values()):  # nobody opened it meanwhile
-                if spool.path is not None and self._written.get(spool.path) is spool:
-                    del self._written[spool.path]
-                self._uploads.pop(spool.id, None)
-                self._spools.drop(spool)
-
-    async def _upload(self, spool: Spool) -> None:
-        async with self._uploads.setdefault(spool.id, asyncio.Lock()):
-            if not spool.changed or spool.path is None:
-                return
-            spool.note(upload=True)
-            for pause in (*_UPLOAD_PAUSES_S, None):
-                spool.changed = False
-                try:
-                    await self._put(spool)
-                    break
-                except BucketFailed as error:
-                    spool.changed = True
-                    if pause is None or error.errno != errno.EIO:
-                        spool.note(upload=False)
-                        path = (spool.path or b"").decode()
-                        _log.warning("not uploaded", path=path, error=error.detail)
-                        self._on_failure(path, f"it was not stored: {error.detail}")
-                        raise
-                await asyncio.sleep(pause)
-            spool.note(upload=False)
-
-    async def _put(self, spool: Spool) -> None:
-        path = spool.path
-        if path is None:  # deleted meanwhile
-            return
-        await self._in_thread(self._objects.put, self._key(path), spool.fd, spool.size)
-        self._cache.pop(path, None)
+        if handle.spool is not None and not self._is_open(handle.spool):
+            await self._writing.close(handle.spool)
 
     # ---- folders
 
     async def _open_folder(self, request: fuse.Request) -> bytes:
         path = self._path(request.node)
-        below = self._folder_key(path)
-        found = await self._in_thread(self._objects.list, below)
-        files, folders = names.shown(found.objects, found.folders, below)
-        for name in files:
-            self._remember(_join(path, name.encode()), found.objects[below + name])
-        inside = {each.encode(): False for each in files} | {each.encode(): True for each in folders}
-        for written in self._written:
-            if names.parent(written) == path:
-                inside[written.rpartition(b"/")[2]] = False
+        written = self._writing.names_in(path)  # what becomes an object meanwhile may be in neither
+        inside = await self._tree.list(path) | dict.fromkeys(written | self._writing.names_in(path), False)
         dots = [(b".", names.number(path), True), (b"..", names.number(names.parent(path)), True)]
-        listing = [(name, names.number(_join(path, name)), folder) for name, folder in sorted(inside.items())]
+        listing = [(name, names.number(names.join(path, name)), folder) for name, folder in sorted(inside.items())]
         number = secrets.randbits(62) | 1 | _HANDLE
         self._handles[number] = _Handle(path, listing=dots + listing)
         folders_open = [each for each, handle in self._handles.items() if handle.listing]
-        if len(folders_open) > _FOLDER_MAX:
+        if len(folders_open) > _FOLDERS_MAX:
             self._handles.pop(folders_open[0])
         return fuse.opened(request, number)
 
@@ -502,60 +419,36 @@ class Server:
         self._may_write()
         match request.opcode:
             case fuse.MKDIR:
-                made = self._child(request.node, request.named(8))
-                await self._in_thread(self._objects.put_empty, self._folder_key(made))
-                self._cache.pop(made, None)
+                await self._tree.make_folder(self._child(request.node, request.named(8)))
             case fuse.UNLINK:
-                await self._unlink(self._child(request.node, request.name))
+                path = self._child(request.node, request.name)
+                await self._writing.abandon(path)
+                await self._tree.delete(path)
             case fuse.RMDIR:
-                await self._remove_folder(self._child(request.node, request.name))
+                path = self._child(request.node, request.name)
+                if self._writing.below(path):
+                    raise _refused(errno.ENOTEMPTY)
+                await self._tree.remove_folder(path)
             case _:
                 folder, old, new = request.renamed
                 await self._rename(self._child(request.node, old), self._child(folder, new))
 
-    async def _unlink(self, path: bytes) -> None:
-        self._abandon(path)
-        await self._in_thread(self._objects.delete, self._key(path))
-        self._cache.pop(path, None)
-
-    def _abandon(self, path: bytes) -> None:
-        """Its name is gone: who has it open may go on, and nothing comes of it."""
-        if (spool := self._written.pop(path, None)) is not None:
-            spool.path = None
-            spool.note(upload=False)
-
-    async def _remove_folder(self, path: bytes) -> None:
-        marker = self._folder_key(path)
-        if any(each.startswith(path + b"/") for each in self._written):
-            raise _Refused(errno.ENOTEMPTY)
-        if await self._in_thread(lambda: self._objects.has_below(marker, besides=marker)):
-            raise _Refused(errno.ENOTEMPTY)
-        await self._in_thread(self._objects.delete, marker)
-        self._cache.pop(path, None)
-
     async def _rename(self, old: bytes, new: bytes) -> None:
         if old == new:
             return
-        spool = self._written.get(old)
+        spool = self._writing.at(old)
         if spool is None:
-            facts = await self._in_thread(self._objects.head, self._key(old))
-            if facts is None:
+            if await self._tree.head(old) is None:
                 # A folder, which mv(1) then copies; or it was renamed already, by a server that did not live to say so.
-                if await self._in_thread(self._objects.head, self._key(new)) is not None:
+                if await self._tree.head(new) is not None:
                     return
-                raise _Refused(errno.EXDEV)
-            self._abandon(new)
-            await self._in_thread(self._objects.copy, self._key(old), self._key(new))
+                raise _refused(errno.EXDEV)
+            await self._writing.abandon(new)
+            await self._tree.copy(old, new)
         else:
-            self._abandon(new)
-            del self._written[old]
-            spool.path = new
-            self._written[new] = spool
-            spool.changed = True
-            await self._upload(spool)
-        await self._in_thread(self._objects.delete, self._key(old))
-        for each in (old, new):
-            self._cache.pop(each, None)
+            await self._writing.abandon(new)
+            await self._writing.rename(spool, new)
+        await self._tree.delete(old)
         for handle in self._handles.values():
             if handle.spool is spool is not None:
                 handle.path = new
@@ -564,14 +457,12 @@ class Server:
 
     async def finish_left(self) -> None:
         """Store what was closed under an earlier server and has not arrived."""
-        for spool in self._spools.left():
-            if spool.path is not None:
-                self._written[spool.path] = spool
+        for spool in self._writing.left():
             self._tasks.spawn(self._finish(spool), name="upload again")
 
     async def _finish(self, spool: Spool) -> None:
         try:
-            await self._close(spool)
+            await self._writing.close(spool)
         except BucketFailed as error:  # whoever is to know was told
             _log.info("given up", error=error.detail)
 
@@ -597,9 +488,5 @@ class Server:
         for handle in self._handles.values():
             if handle.reader is not None:
                 handle.reader.close()
-        self._spools.close()
-        await asyncio.to_thread(self._objects.close)
-
-
-def _join(folder: bytes, name: bytes) -> bytes:
-    return folder + b"/" + name if folder else name
+        self._writing.stop()
+        await self._tree.close()

@@ -6,6 +6,7 @@
 What was closed arrives, whoever dies meanwhile: `Spools.left` finds it. What was not closed is no object.
 """
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import IsoboxError
+
+_FILES_MAX: Final = 256
+"""Of one mount: each holds a descriptor of the server."""
 
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -116,7 +120,9 @@ class Spools:
         self._opened: dict[str, Spool] = {}
 
     def create(self, path: bytes) -> Spool:
-        """A new one; SpoolFull, OSError."""
+        """A new one; SpoolFull, OSError (EMFILE if too many are open)."""
+        if len(self._opened) >= _FILES_MAX:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = Spool(self._folder, secrets.token_hex(16), path, self._budget)
         made.note(upload=False)

@@ -41,6 +41,7 @@ def test_numbers_are_noted_once_and_bounded() -> None:
         paths.number(b"x%d" % each)
     assert paths.path(first) is None
     assert (first, None) in notes
+    assert not paths.learn(names.number(b"one more"), b"one more")
 
 
 def test_what_cannot_be_a_name_is_not_shown() -> None:

@@ -41,6 +41,16 @@ def test_a_budget_is_kept_and_given_back(tmp_path: Path) -> None:
     spools.close()
 
 
+def test_descriptors_are_counted(tmp_path: Path) -> None:
+    spools = Spools(tmp_path / "s", Budget(1000))
+    made = [spools.create(b"%d" % each) for each in range(256)]
+    with pytest.raises(OSError, match="Too many open files"):
+        spools.create(b"more")
+    spools.drop(made[0])
+    spools.create(b"more")
+    spools.close()
+
+
 def test_one_without_a_name_goes_nowhere(tmp_path: Path) -> None:
     spools = Spools(tmp_path / "s", Budget(1000))
     gone = spools.create(b"x")
