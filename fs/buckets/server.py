@@ -344,12 +344,7 @@ class Server:
     async def _spool(self, path: bytes, *, keeps: bool) -> Spool:
         """The file that is written there; with keeps it begins with what the object has."""
         self._may_write()
-        if not keeps:
-            return await self._writing.empty(path)
-        facts = None
-        if self._writing.at(path) is None and (facts := await self._facts(path)) is None:
-            raise _refused(errno.EISDIR)
-        return await self._writing.kept(path, facts)
+        return await (self._writing.kept(path) if keeps else self._writing.empty(path))
 
     def _may_write(self) -> None:
         if self._read_only:
@@ -436,18 +431,15 @@ class Server:
     async def _rename(self, old: bytes, new: bytes) -> None:
         if old == new:
             return
+        if self._writing.at(old) is None and await self._tree.head(old) is None:
+            # A folder, which mv(1) then copies; or it was renamed already, by a server that did not live to say so.
+            if await self._tree.head(new) is not None:
+                return
+            raise _refused(errno.EXDEV)
+        await self._writing.abandon(new)
         spool = self._writing.at(old)
-        if spool is None:
-            if await self._tree.head(old) is None:
-                # A folder, which mv(1) then copies; or it was renamed already, by a server that did not live to say so.
-                if await self._tree.head(new) is not None:
-                    return
-                raise _refused(errno.EXDEV)
-            await self._writing.abandon(new)
+        if spool is None or not await self._writing.rename(spool, old, new):
             await self._tree.copy(old, new)
-        else:
-            await self._writing.abandon(new)
-            await self._writing.rename(spool, new)
         await self._tree.delete(old)
         for handle in self._handles.values():
             if handle.spool is spool is not None:

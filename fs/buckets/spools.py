@@ -54,6 +54,7 @@ class Spool:
         """Whether it has bytes that its object does not."""
         self._file = folder / id_
         self._budget = budget
+        self._using = threading.Lock()
         self.fd = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.size = os.fstat(self.fd).st_size
         self._taken = 0
@@ -80,9 +81,10 @@ class Spool:
         if end > self.size:
             self._resize(end)
         view = memoryview(data)
-        while view:
-            done = os.pwrite(self.fd, view, offset)
-            view, offset = view[done:], offset + done
+        with self._using:
+            while view:
+                done = os.pwrite(self.fd, view, offset)
+                view, offset = view[done:], offset + done
         self.size = max(self.size, end)
         self.changed = True
 
@@ -95,7 +97,8 @@ class Spool:
 
     def read(self, offset: int, length: int) -> bytes:
         """Fewer at its end."""
-        return os.pread(self.fd, length, offset)
+        with self._using:
+            return os.pread(self.fd, length, offset)
 
     @property
     def mtime_s(self) -> int:
@@ -104,7 +107,9 @@ class Spool:
 
     def close(self, *, remove: bool = True) -> None:
         """Let go of it; without remove its files stay."""
-        os.close(self.fd)
+        with self._using:
+            fd, self.fd = self.fd, -1  # whoever comes too late is not to have another's file
+            os.close(fd)
         self._budget.take(-self._taken)
         if remove:
             self._file.with_suffix(".json").unlink(missing_ok=True)

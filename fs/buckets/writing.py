@@ -57,23 +57,29 @@ class Writing:
 
     async def empty(self, path: bytes) -> Spool:
         """A file that is written there from nothing on. OSError, SpoolFull."""
-        if (spool := self._by_path.get(path)) is None:
-            spool = self._by_path[path] = self._spools.create(path)
-        async with self._turn(spool):
-            spool.truncate(0)
-        return spool
-
-    async def kept(self, path: bytes, facts: Facts | None) -> Spool:
-        """One that begins as the object is, if none is being written there. OSError, SpoolFull, BucketFailed."""
-        if (spool := self._by_path.get(path)) is None:
-            spool = self._by_path[path] = self._spools.create(path)
+        while True:
+            if (spool := self._by_path.get(path)) is None:
+                spool = self._by_path[path] = self._spools.create(path)
             async with self._turn(spool):
-                if facts is not None:
+                if self._by_path.get(path) is spool:  # it has not become an object meanwhile
+                    spool.truncate(0)
+                    return spool
+
+    async def kept(self, path: bytes) -> Spool:
+        """One that begins as what is there. OSError (ENOENT, EISDIR …), SpoolFull, BucketFailed."""
+        while True:
+            if (spool := self._by_path.get(path)) is not None:
+                async with self._turn(spool):  # until it has what it begins with
+                    if self._by_path.get(path) is spool:
+                        return spool
+                continue
+            if (facts := await self._tree.facts(path, is_folder=self.below(path))) is None:
+                raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if path not in self._by_path:  # nobody was faster
+                spool = self._by_path[path] = self._spools.create(path)
+                async with self._turn(spool):
                     await self._fill(spool, path, facts)
-        else:
-            async with self._turn(spool):  # until it has what it begins with
-                pass
-        return spool
+                    return spool
 
     async def _fill(self, spool: Spool, path: bytes, facts: Facts) -> None:
         reader = self._tree.reader(path, facts)
@@ -106,25 +112,28 @@ class Writing:
     async def upload(self, spool: Spool) -> None:
         """Make an object of it as it is, if it has changed; BucketFailed once that was tried in vain."""
         async with self._turn(spool):
-            if not spool.changed or spool.path is None:
-                return
-            spool.note(upload=True)
-            for pause in (*_UPLOAD_PAUSES_S, None):
-                spool.changed = False
-                try:
-                    if spool.path is not None:  # not deleted meanwhile
-                        await self._tree.put(spool.path, spool.fd, spool.size)
-                    break
-                except BucketFailed as error:
-                    spool.changed = True
-                    if pause is None or error.errno != errno.EIO:
-                        spool.note(upload=False)
-                        path = (spool.path or b"").decode()
-                        _log.warning("not uploaded", path=path, error=error.detail)
-                        self._on_failure(path, f"it was not stored: {error.detail}")
-                        raise
-                await asyncio.sleep(pause)
-            spool.note(upload=False)
+            await self._upload(spool)
+
+    async def _upload(self, spool: Spool) -> None:
+        if not spool.changed or spool.path is None:
+            return
+        spool.note(upload=True)
+        for pause in (*_UPLOAD_PAUSES_S, None):
+            spool.changed = False
+            try:
+                if spool.path is not None:  # not deleted meanwhile
+                    await self._tree.put(spool.path, spool.fd, spool.size)
+                break
+            except BucketFailed as error:
+                spool.changed = True
+                if pause is None or error.errno != errno.EIO:
+                    spool.note(upload=False)
+                    path = (spool.path or b"").decode()
+                    _log.warning("not uploaded", path=path, error=error.detail)
+                    self._on_failure(path, f"it was not stored: {error.detail}")
+                    raise
+            await asyncio.sleep(pause)
+        spool.note(upload=False)
 
     async def close(self, spool: Spool) -> None:
         """Upload it; unless somebody opened it meanwhile, it is gone then. BucketFailed."""
@@ -148,14 +157,17 @@ class Writing:
             async with self._turn(spool):  # what is on its way has arrived
                 pass
 
-    async def rename(self, spool: Spool, new: bytes) -> None:
-        """Store it under another name; BucketFailed."""
-        if spool.path is not None:
-            del self._by_path[spool.path]
-        spool.path = new
-        self._by_path[new] = spool
-        spool.changed = True
-        await self.upload(spool)
+    async def rename(self, spool: Spool, old: bytes, new: bytes) -> bool:
+        """Store it under another name; False if it became an object meanwhile. BucketFailed."""
+        async with self._turn(spool):  # what is on its way to the old name has arrived
+            if self._by_path.get(old) is not spool:
+                return False
+            del self._by_path[old]
+            spool.path = new
+            self._by_path[new] = spool
+            spool.changed = True
+            await self._upload(spool)
+            return True
 
     def stop(self) -> None:
         """Let go of all; what a later server may need stays on the disk."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import boto3
@@ -127,6 +128,36 @@ def test_what_is_written_becomes_objects(server: Server, s3: S3Server, client: o
     assert len(get("large")) == 70_000_000
     keys = [each["Key"] for each in client.list_objects_v2(Bucket="images", Prefix="out/")["Contents"]]  # type: ignore[attr-defined]
     assert sorted(keys) == ["out/a", "out/both", "out/f/", "out/f/c", "out/f/e/", "out/large", "out/top"]
+
+
+def test_what_is_on_its_way_may_be_opened_and_renamed(server: Server, s3: S3Server, client: object) -> None:
+    mounted = {"/b": bucket(s3, prefix="way", read_only=False)}
+
+    def while_on_its_way(sandbox: Sandbox, names: str, command: str) -> None:
+        """Run a command while files of one letter are being stored, by a store that takes a second."""
+        sandbox.run(f"files = [open('/b/' + name, 'w') for name in {names!r}]")
+        sandbox.run(f"for name, file in zip({names!r}, files): file.write('old ' + name)")
+        goes_on = threading.Timer(1, s3.process.send_signal, [signal.SIGCONT])
+        s3.process.send_signal(signal.SIGSTOP)
+        goes_on.start()
+        try:
+            assert sandbox.run("for file in files: file.close()").error is None
+            done = sandbox.exec(shell=command)
+        finally:
+            goes_on.join()
+        assert (done.exit_code, done.stderr) == (0, "")
+
+    with Sandbox.create("python", volumes=mounted, **where(server)) as sandbox:
+        while_on_its_way(sandbox, "a", "printf new > /b/a")
+        while_on_its_way(sandbox, "c", "printf +more >> /b/c")
+        while_on_its_way(sandbox, "d", "mv /b/d /b/e")
+        while_on_its_way(sandbox, "fg", "mv -f /b/f /b/g")
+        while_on_its_way(sandbox, "h", "rm /b/h")
+        assert sh(sandbox, "cd /b; tail -n +1 * | grep .") == (
+            "==> a <==\nnew\n==> c <==\nold c+more\n==> e <==\nold d\n==> g <==\nold f\n"
+        )
+    stored = client.list_objects_v2(Bucket="images", Prefix="way/")["Contents"]  # type: ignore[attr-defined]
+    assert [each["Key"] for each in stored] == ["way/a", "way/c", "way/e", "way/g"]
 
 
 def test_copies_pauses_and_a_killed_server_go_on(s3: S3Server, own_server: Server) -> None:

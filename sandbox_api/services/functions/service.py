@@ -102,12 +102,7 @@ class FunctionService:
 
     async def keep(self, tenant: str, id_: str) -> None:
         """Have as many containers of it ready as it asks for."""
-        record = await self.get(tenant, id_)
-        record.retired = False
-        self._store.save_function(record)
-        running = self._of(record)
-        running.record.retired = False
-        running.wake()
+        await self._set_retired(tenant, id_, False)
 
     def is_ready(self, id_: str) -> bool:
         """Whether as many containers of it are ready as it asks for."""
@@ -123,11 +118,14 @@ class FunctionService:
 
     async def retire(self, tenant: str, id_: str) -> None:
         """Keep no containers of it ready any more; calls that are on go on."""
+        await self._set_retired(tenant, id_, True)
+
+    async def _set_retired(self, tenant: str, id_: str, retired: bool) -> None:
         record = await self.get(tenant, id_)
-        record.retired = True
+        record.retired = retired
         self._store.save_function(record)
         running = self._of(record)
-        running.record.retired = True
+        running.record.retired = retired
         running.wake()
 
     def describe(self, record: FunctionRecord) -> Function:
