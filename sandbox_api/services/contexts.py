@@ -329,8 +329,7 @@ class ContextService:
                 current.results = [e.seq for e in _all(reader) if e.type == EventType.RESULT]
             run.skip = [*run.log.totals, len(current.results)]
             context.current = run
-            if not live.parked:
-                self._host.hold(live.record.id)
+            self._host.hold(live.record.id)  # parked too: from the moment that it goes on
             self._tasks.spawn(self._resume_run(live, context, run), name=f"run {current.id}")
 
     async def _resume_run(self, live: Live, context: LiveContext, run: Run) -> None:
