@@ -50,7 +50,7 @@ def decode(data: bytes) -> Any:
     if kind == b"j":
         try:
             return _rich(json.loads(rest), 0)
-        except (KeyError, TypeError, ArithmeticError, RecursionError, AttributeError) as error:
+        except (LookupError, TypeError, ArithmeticError, RecursionError, AttributeError) as error:
             raise ValueError(f"a value that cannot be read: {error}") from error
     raise ValueError("a value of another kind")
 
@@ -165,14 +165,33 @@ def _array_bytes(value: Any) -> bytes:
     import numpy
 
     out = io.BytesIO()
-    numpy.save(out, value, allow_pickle=False)
+    try:
+        numpy.lib.format.write_array(out, value, version=(1, 0), allow_pickle=False)
+    except ValueError as error:
+        raise Unsafe(f"an array whose fields cannot be described: {error}") from error
     return out.getvalue()
 
 
 def _array(data: bytes) -> Any:
-    import numpy
-
-    return numpy.load(io.BytesIO(data), allow_pickle=False)
+    """ValueError for what is no array of exactly these bytes: its header says how much memory is asked for."""
+    try:
+        import numpy
+    except ImportError:
+        raise ValueError("it is a NumPy array, and NumPy is not installed here: pip install numpy") from None
+    formats = numpy.lib.format
+    file = io.BytesIO(data)
+    try:
+        if formats.read_magic(file) != (1, 0):
+            raise ValueError("it is written in another version")
+        shape, by_columns, dtype = formats.read_array_header_1_0(file)
+        size = dtype.itemsize
+        for length in shape:
+            size *= length
+        if dtype.hasobject or min(shape, default=0) < 0 or size != len(data) - file.tell():
+            raise ValueError("its header promises something else than what follows")
+        return numpy.ndarray(shape, dtype, bytearray(data[file.tell() :]), order="F" if by_columns else "C")
+    except Exception as error:  # of a parser of numpy's: whatever it met, this is no array
+        raise ValueError(f"an array that cannot be read: {error}") from error
 
 
 # ---- arguments and results
