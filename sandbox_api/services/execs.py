@@ -239,18 +239,33 @@ class ExecService:
         record.ended_at, record.cpu_s, record.max_rss_mb = said["ended_at_s"], said["cpu_s"], said["max_rss_mb"]
         await self._store.save_exec(record)
 
-    async def never_began(self, record: ExecRecord) -> None:
-        """PID 1 never heard of it and no client was told of it: a retry starts it."""
-        await self._store.forget_exec(record.id)
+    async def unknown(self, record: ExecRecord) -> None:
+        """PID 1 does not know it.
+
+        It may never have heard of it, and no client either: a retry starts it. Or it was told to forget it, and the
+        server died before the record said what the log says.
+        """
+        if await self._settled(record):
+            return
+        if record.state == "starting":
+            await self._store.forget_exec(record.id)
+        else:
+            await self.lost(record, "lost", "the sandbox knows nothing of it any more")
+
+    async def _settled(self, record: ExecRecord) -> bool:
+        """Bring a record up to its log, if that says how it ended."""
+        with contextlib.suppress(FileNotFoundError), LogReader(self.log_path(record)) as reader:
+            if (ending := reader.ending()) is not None:
+                await self.settle(record, ending)
+                return True
+        return False
 
     async def lost(self, record: ExecRecord, reason: str, detail: str) -> None:
         """Its sandbox ended while no server ran, or could not be had back."""
+        if await self._settled(record):
+            return
         path = self.log_path(record)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError), LogReader(path) as reader:
-            if (ending := reader.ending()) is not None:
-                await self.settle(record, ending)
-                return
         record.started_at = record.started_at or record.created_at
         conclude(record, self.log_path(record), ExecEnd("sandbox", ended_at=time.time()), reason, detail)
         log = LogWriter(path, limit=self._settings.log_limit_mb << 20)

@@ -156,7 +156,7 @@ class Parking:
         for each in execs:
             if each.id in never:
                 live.execs.pop(each.id, None)
-                await self._execs.never_began(each)
+                await self._execs.unknown(each)
         await self._resumed(live)
 
     async def _resumed(self, live: Live) -> None:

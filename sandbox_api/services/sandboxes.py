@@ -398,9 +398,9 @@ class SandboxService:
             if record.state in (State.CREATING, State.TERMINATING):
                 raise ChannelLost(f"the server died while it was {record.state}")
             if record.state == State.PAUSED:
-                never = await self._parking.recover(live, known)
+                unknown = await self._parking.recover(live, known)
             else:
-                never = await self._host.recover_sandbox(record.id, host_resources(record), known)
+                unknown = await self._host.recover_sandbox(record.id, host_resources(record), known)
         except SandboxGone as error:
             end = self._host.post_mortem(record.id, host_resources(record))
             lost = isinstance(error, ChannelLost) and end.reason != "oom"
@@ -411,8 +411,8 @@ class SandboxService:
             await self._give_up(live, Termination(reason="lost", detail=str(error)))
             return
         for each in execs:
-            if each.id in never:
-                await self._execs.never_began(each)
+            if each.id in unknown:
+                await self._execs.unknown(each)
             else:
                 await self._execs.recovered(live, each)
         await self._contexts.recover(live)
@@ -432,7 +432,7 @@ class SandboxService:
             await self._end(live, why)
         for each in await self._store.unfinished_execs(record.id):
             if each.state == "starting":
-                await self._execs.never_began(each)
+                await self._execs.unknown(each)
             else:
                 await self._execs.lost(each, (record.termination or {})["reason"], why.detail)
 

@@ -1,9 +1,11 @@
 """The server may die at any moment: what runs goes on, and nobody loses or repeats a byte."""
 
 import contextlib
+import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -66,6 +68,22 @@ def test_what_ended_meanwhile_has_its_exit_code(own_server: Server) -> None:
         outcome = late.wait().outcome
         assert outcome is not None
         assert outcome.reason == "timeout"
+
+
+def test_a_record_that_is_behind_its_log_is_brought_up_to_it(own_server: Server) -> None:
+    own_server.start()
+    with Sandbox.create(url=own_server.url, api_key=own_server.key) as sandbox:
+        process = sandbox.start("/bin/sh", "-c", "echo done; exit 41")
+        assert process.wait().exit_code == 41
+        own_server.kill()  # as if between the end of the log and the record, when PID 1 had been told to forget it
+        with contextlib.closing(sqlite3.connect(own_server.state / "isobox.db")) as db:
+            doc = json.loads(db.execute("select doc from execs where id = ?", (process.id,)).fetchone()[0])
+            doc |= {"state": "running", "outcome": None, "ended_at": None}
+            db.execute("update execs set state = 'running', doc = ? where id = ?", (json.dumps(doc), process.id))
+            db.commit()
+        own_server.start()
+        result = process.wait()
+        assert (result.stdout, result.exit_code) == ("done\n", 41)
 
 
 def test_an_upgrade_is_a_restart_that_no_agent_notices(own_server: Server) -> None:
