@@ -26,8 +26,9 @@ from isobox.errors import (
     StreamBroken,
     TooMany,
 )
-from isobox.functions.app import App, Deployed, Function, gather
-from isobox.functions.calls import FunctionCall
+from isobox.functions.app import App, Deployed, Function
+from isobox.functions.calls import FunctionCall, gather
+from isobox.functions.cls import again
 from isobox.functions.errors import (
     CallCancelled,
     ContainerFailed,
@@ -36,10 +37,22 @@ from isobox.functions.errors import (
     NotSerializable,
     RemoteError,
 )
-from isobox.functions.marks import concurrent, enter, exit, method, parameter
+from isobox.functions.marks import (
+    asgi_app,
+    batched,
+    concurrent,
+    enter,
+    exit,
+    fastapi_endpoint,
+    method,
+    parameter,
+    web_server,
+)
+from isobox.functions.objects import Dict, Queue
 from isobox.functions.schedules import Cron, Period
 from isobox.gpus import Gpu, GpuAsk, gpus
 from isobox.image import Image
+from isobox.secret import Secret
 from isobox.values import (
     Event,
     ExecError,
@@ -69,6 +82,7 @@ __all__ = [
     "Context",
     "Cron",
     "Deployed",
+    "Dict",
     "Event",
     "ExecError",
     "ExecFailed",
@@ -96,21 +110,28 @@ __all__ = [
     "Period",
     "Policy",
     "Process",
+    "Queue",
     "RemoteError",
     "Sandbox",
     "SandboxEnded",
     "SandboxInfo",
+    "Secret",
     "ServerError",
     "Snapshot",
     "StreamBroken",
     "TooMany",
     "Volume",
+    "again",
+    "asgi_app",
+    "batched",
     "concurrent",
     "enter",
     "exit",
+    "fastapi_endpoint",
     "gather",
     "gpus",
     "method",
     "parameter",
+    "web_server",
 ]
 __version__ = "0.1.0"

@@ -28,12 +28,14 @@ from sandbox_api.routes import (
     gpus,
     images,
     network,
+    objects,
     ports,
     sandboxes,
     snapshots,
     streams,
     system,
     volumes,
+    web,
 )
 from sandbox_api.routes.context import Services
 from sandbox_api.services.buckets import BucketService
@@ -44,10 +46,13 @@ from sandbox_api.services.copies import CopyService
 from sandbox_api.services.egress import EgressService
 from sandbox_api.services.execs import ExecService
 from sandbox_api.services.functions.apps import AppService
+from sandbox_api.services.functions.asks import Asks
+from sandbox_api.services.functions.runs import RunService
 from sandbox_api.services.functions.service import FunctionService
 from sandbox_api.services.gpus import GpuService
 from sandbox_api.services.images import ImageService
 from sandbox_api.services.life import Life
+from sandbox_api.services.objects import ObjectService
 from sandbox_api.services.parking import Parking
 from sandbox_api.services.registry import Registry
 from sandbox_api.services.sandboxes import SandboxService
@@ -108,10 +113,14 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
             settings, host, registry, life, exec_service, contexts, sandbox_service, egress, buckets, tasks
         )
         function_service = FunctionService(
-            settings, host, registry, sandbox_service, exec_service, uploads, copies, tasks
+            settings, host, registry, sandbox_service, exec_service, uploads, copies, secrets, tasks
         )
         stack.push_async_callback(function_service.close)
         app_service = AppService(registry, function_service)
+        object_service = ObjectService(store.objects, store.functions)
+        run_service = RunService(registry, function_service)
+        asks = Asks(function_service.desk, function_service, run_service, object_service, uploads)
+        function_service.desk.answer = asks.answer
         await sandbox_service.recover()
         await gpu_service.recover()
         await image_service.recover()
@@ -127,6 +136,8 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
         tasks.spawn(copies.watch_expiry(), name="expiry")
         tasks.spawn(sandbox_service.watch_retention(), name="retention")
         tasks.spawn(function_service.watch_retention(), name="calls")
+        tasks.spawn(object_service.watch(), name="dicts and queues")
+        tasks.spawn(run_service.watch(), name="runs")
         tasks.spawn(app_service.watch_schedules(), name="schedules")
         tasks.spawn(image_service.watch_uploads(), name="uploads")
         yield Services(
@@ -148,6 +159,8 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
             usage,
             function_service,
             app_service,
+            run_service,
+            object_service,
         )
 
 
@@ -184,6 +197,8 @@ def make_app(settings: Settings, store: Store) -> FastAPI:
         volumes.router,
         gpus.router,
         functions.router,
+        web.router,
+        objects.router,
         images.uploads_router,
         images.store_router,
         system.router,

@@ -27,7 +27,7 @@ _log = structlog.get_logger(__name__)
 _OPEN: Final = frozenset({"/healthz", "/readyz", "/openapi.json"})
 _RAW: Final = re.compile(
     r"^/v1/(?:sandboxes/[^/]+/(?:files|files/archive|execs/[^/]+/stdin|ports/.*)"
-    r"|uploads/[^/]+|volumes/[^/]+/archive)$"
+    r"|(?:functions/[^/]+|apps/[^/]+)/web(?:/.*)?|uploads/[^/]+|volumes/[^/]+/archive)$"
 )
 _KEPT_MAX: Final = 1 << 20
 

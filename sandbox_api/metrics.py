@@ -1,8 +1,14 @@
 """What /metrics tells, in Prometheus' own types and with a registry of its own."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from sandbox_api.host.interface import Device, Sample, ShelfFacts
+
+if TYPE_CHECKING:
+    from sandbox_api.services.functions.running import FunctionFacts
 
 _GPU_GAUGES = {
     "used": "Whether a sandbox has the GPU.",
@@ -10,6 +16,12 @@ _GPU_GAUGES = {
     "utilization": "Percent of the time that something ran on it.",
     "temperature": "Degrees Celsius.",
     "power_w": "Watts.",
+}
+_FUNCTION_GAUGES = {
+    "containers": "Containers of a function, by state.",
+    "inputs": "Inputs that are not over, by state.",
+    "starts": "Containers started since the server's start, by outcome.",
+    "ended": "Inputs over since the server's start, by outcome.",
 }
 _SHELF = ["image", "memory_mb", "kind"]
 _BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60)
@@ -48,6 +60,10 @@ class Metrics:
             "isobox_egress_decisions", "Decisions of policies.", ["event", "verdict"], registry=self.registry
         )
 
+        self.functions = {
+            name: Gauge(f"isobox_function_{name}", text, ["id", "app", "function", "state"], registry=self.registry)
+            for name, text in _FUNCTION_GAUGES.items()
+        }
         self.gpus = {
             name: Gauge(f"isobox_gpu_{name}", text, ["uuid", "kind", "sandbox"], registry=self.registry)
             for name, text in _GPU_GAUGES.items()
@@ -80,6 +96,20 @@ class Metrics:
             for name, value in values.items():
                 if value is not None:
                     self.gpus[name].labels(device.uuid, device.kind, sandbox).set(value)
+
+    def tell_functions(self, functions: "Sequence[FunctionFacts]") -> None:
+        """Bring the functions' gauges up to date; those that do nothing disappear."""
+        for gauge in self.functions.values():
+            gauge.clear()
+        for each in functions:
+            labels = (each.id, each.app, each.name)
+            for state, count in (("ready", each.ready), ("starting", each.starting)):
+                self.functions["containers"].labels(*labels, state).set(count)
+            for state, count in (("queued", each.queued), ("running", each.running)):
+                self.functions["inputs"].labels(*labels, state).set(count)
+            for name, counts in (("starts", each.starts), ("ended", each.ends)):
+                for state, count in counts.items():
+                    self.functions[name].labels(*labels, state).set(count)
 
     def text(self) -> bytes:
         """In the exposition format."""

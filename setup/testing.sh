@@ -1,15 +1,25 @@
 #!/usr/bin/env bash
-# What the tests need beyond the service: a registry, from the distribution's package, unpacked and not installed.
+# What the tests need beyond the service: a registry, from the distribution's package, unpacked and not installed; and
+# the packages of web endpoints, for images of whatever Python, whose builds reach no index in the tests.
 set -euo pipefail
-cache=${ISOBOX_CACHE:-/var/cache/isobox}
-target=$cache/testing/docker-registry
-[ -x "$target" ] && exit 0
-mkdir -p "$cache/testing"
+cd "$(dirname "$0")/.."
+python=$PWD/.venv/bin/python
+cache=${ISOBOX_CACHE:-/var/cache/isobox}/testing
+mkdir -p "$cache"
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 chmod 755 "$folder"
 cd "$folder"
-apt-get -qq update
-apt-get -qq -o APT::Sandbox::User=root download docker-registry
-dpkg-deb --extract docker-registry_*.deb tree
-install -m 755 tree/usr/bin/docker-registry "$target"
+if [ ! -x "$cache/docker-registry" ]; then
+    apt-get -qq update
+    apt-get -qq -o APT::Sandbox::User=root download docker-registry
+    dpkg-deb --extract docker-registry_*.deb tree
+    install -m 755 tree/usr/bin/docker-registry "$cache/docker-registry"
+fi
+if [ ! -d "$cache/wheels" ]; then
+    for version in 3.11 3.12 3.13; do
+        "$python" -m pip -qq --disable-pip-version-check download --only-binary=:all: --python-version "$version" \
+            --dest wheels fastapi uvicorn websockets
+    done
+    mv wheels "$cache/wheels"
+fi

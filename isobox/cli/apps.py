@@ -1,8 +1,11 @@
 """`isobox deploy` and `isobox app`: apps of functions, in force on the server."""
 
+import contextlib
 import importlib
 import importlib.util
+import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +15,12 @@ import typer
 from isobox import calls
 from isobox.cli.say import complain, moment, print_table
 from isobox.config import Config
+from isobox.errors import NotFound
 from isobox.functions.app import App
 from isobox.transport import Transport
 from isobox.values import time_of
 
+_LOOK_S = 0.5
 apps_app = typer.Typer(no_args_is_help=True, help="Deployed apps of functions.")
 Name = Annotated[str, typer.Argument(help="The app's name.")]
 
@@ -44,11 +49,46 @@ def find_app(where: str) -> App:
     return next(iter(found.values()))
 
 
-def deploy(where: Annotated[str, typer.Argument(help="FILE.py or package.module, with ::NAME of the app.")]) -> None:
+Where = Annotated[str, typer.Argument(help="FILE.py or package.module, with ::NAME of the app if it has several.")]
+
+
+def deploy(
+    where: Where, name: Annotated[str | None, typer.Option(help="Another name for the app there.")] = None
+) -> None:
     """Put an app's functions in force, as a new version."""
-    app = find_app(where)
-    info = app.deploy()
-    print(f"{app.name} version {info['version']}: {', '.join(info['functions'])}")
+    info = find_app(where).deploy(name)
+    print(f"{info['name']} version {info['version']}: {', '.join(info['functions'])}")
+    for function, each in info["functions"].items():
+        if each["web"]:
+            print(f"  {Config.find(None, None).url}/v1/apps/{info['name']}/web/{function}/")
+
+
+@apps_app.command()
+def serve(where: Where) -> None:
+    """Deploy an app as NAME-dev, anew whenever a file of its folder is saved, until Ctrl-C ends it."""
+    module = where.partition("::")[0]
+    name = f"{find_app(where).name}-dev"
+    folder = Path(module).resolve().parent if module.endswith(".py") else Path.cwd()
+    command = [sys.executable, "-m", "isobox.cli.main", "deploy", where, "--name", name]
+    seen: dict[Path, int] | None = None
+    try:
+        while True:
+            if (now := _saved(folder)) != seen:
+                seen = now
+                subprocess.run(command, check=False)  # a file that is broken says so, and what was in force goes on
+            time.sleep(_LOOK_S)
+    except KeyboardInterrupt:
+        with contextlib.suppress(NotFound):  # it was never deployed
+            _send("POST", f"/v1/apps/{name}/stop", json={})
+
+
+def _saved(folder: Path) -> dict[Path, int]:
+    """When each Python file below a folder was saved."""
+    found = {}
+    for path in folder.rglob("*.py"):
+        with contextlib.suppress(FileNotFoundError):  # an editor is at it
+            found[path] = path.stat().st_mtime_ns
+    return found
 
 
 def _send(method: str, path: str, **parts: Any) -> Any:

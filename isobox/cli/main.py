@@ -20,6 +20,7 @@ from isobox.cli.gpu import gpu_app, usage
 from isobox.cli.images import image_app
 from isobox.cli.net import net_app, secret_app
 from isobox.cli.say import complain, moment, print_table
+from isobox.cli.shell import shell
 from isobox.cli.volumes import volume_app
 from isobox.config import Config
 from isobox.errors import IsoboxError, NotFound
@@ -43,6 +44,7 @@ app.add_typer(gpu_app, name="gpu")
 app.command()(usage)
 app.add_typer(apps_app, name="app")
 app.command()(deploy)
+app.command()(shell)
 out = Console(soft_wrap=True)
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}

@@ -1,19 +1,21 @@
 """Apps and their functions."""
 
+import base64
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, ParamSpec, TypeVar, Unpack
 
 from isobox.calls import system
 from isobox.config import Config
-from isobox.functions import marks
-from isobox.functions.calls import FunctionCall, Show, show
-from isobox.functions.cls import Class
+from isobox.functions import codec, marks
+from isobox.functions.calls import Show, new_id, show
+from isobox.functions.cls import Class, again
 from isobox.functions.errors import FunctionError
 from isobox.functions.made import Made
 from isobox.functions.options import Options, fields
+from isobox.functions.presence import Presence
 from isobox.functions.remote import Remote, Session
 from isobox.transport import Transport
 
@@ -40,9 +42,11 @@ class App:
 
         def decorate(function: Callable[P, R]) -> Function[P, R]:
             asked = fields(options)
-            if hasattr(function, marks.CONCURRENT):
-                asked.setdefault("concurrency", getattr(function, marks.CONCURRENT))
-            made = Made(self.session, self.name, function, options.get("image", "python"), asked)
+            if (together := marks.together(function)) is not None:
+                asked.setdefault("concurrency", together)
+            if (web := marks.web(function)) is not None:
+                asked["web"] = web
+            made = Made(self.session, lambda: self.name, function, options.get("image", "python"), asked)
             self._made.append(made)
             return Function(self, function, made, options)
 
@@ -53,11 +57,37 @@ class App:
 
         def decorate(kind: type[T]) -> Class[T]:
             marks.prepare(kind)
-            made = Class(self.session, self.name, kind, options, self._made.append)
+            make = functools.partial(self._object, kind, options)
+            made = Class(self.session, self.name, kind, options.get("trust", "safe"), make)
             self._classes.append(made)
             return made
 
         return decorate
+
+    def _object(self, kind: type, options: Options, parameters: bytes) -> Made:
+        asked = fields(options)
+        snaps = any(getattr(each, marks.ENTER) for each in marks.marked(kind, marks.ENTER).values())
+        asked["snapshot"] = snaps and "gpu" not in options
+        asked["exits"] = bool(marks.marked(kind, marks.EXIT))
+        if (together := marks.together(kind)) is not None:
+            asked.setdefault("concurrency", together)
+        if (web := marks.web(kind)) is not None:
+            asked["web"] = web
+        written = codec.written(parameters)
+        made = Made(self.session, lambda: self.name, kind, options.get("image", "python"), asked, written)
+        self._made.append(made)
+        return made
+
+    def _make(self, name: str, parameters: str | None) -> None:
+        """What a container calls, by its name."""
+        if parameters is not None:
+            for each in self._classes:
+                if marks.title(each.isobox_local) == name:
+                    each(**codec.decode(base64.b64decode(parameters)))
+        found = [each for each in self._made if (each.name, each.parameters) == (name, parameters)]
+        if not found:
+            raise FunctionError(f"app {self.name} has none of that name")
+        found[-1].id  # noqa: B018  # made now
 
     @contextmanager
     def run(self, *, url: str | None = None, api_key: str | None = None, on_print: Show = show) -> "Iterator[App]":
@@ -68,7 +98,9 @@ class App:
         if self._session is not None:
             raise FunctionError(f"app {self.name} runs already")
         config = Config.find(url, api_key)
-        session = self._session = Session(config, Transport(config), on_print)
+        run = new_id("run")
+        presence = Presence(config, run, self.name, self._known, self._make)
+        session = self._session = Session(config, Transport(config), on_print, run, presence.begin)
         try:
             for each in self._made:
                 if each.keeps_ready:
@@ -76,22 +108,38 @@ class App:
             yield self
         finally:
             self._session = None
+            for each in self._made:
+                each.forget()
             try:
-                for each in self._made:
-                    each.leave(session)
+                presence.stop()
             finally:
                 session.transport.close()
 
-    def deploy(self, *, url: str | None = None, api_key: str | None = None) -> dict[str, Any]:
-        """Put its functions in force on the server, as a new version of the app: its `AppInfo`.
+    def made(self, name: str) -> str:
+        """The server's id of a function by its name, or of a class without parameters; it runs now. FunctionError."""
+        for kind in self._classes:
+            if marks.title(kind.isobox_local) == name:
+                kind.complete()
+        found = [each for each in self._made if each.name == name]
+        if not found:
+            there = ", ".join(dict.fromkeys(each.name for each in self._made)) or "none"
+            raise FunctionError(f"app {self.name} has no function {name}; it has {there}")
+        return found[0].id
 
-        They stay there, are called by `Function.from_name`, and run by their schedules. A class is deployed with the
-        parameters that it was called with before, or without any.
+    def _known(self) -> list[str]:
+        return [each.known for each in self._made if each.known is not None]
+
+    def deploy(self, name: str | None = None, *, url: str | None = None, api_key: str | None = None) -> dict[str, Any]:
+        """Put its functions in force on the server, as a new version of the app (or of one of another name).
+
+        Returns its `AppInfo`. They stay there until `stop`, are called by `Function.from_name`, and run by their
+        schedules. A class is deployed with the parameters that it was called with before, or without any.
         """
         if self._session is not None:
             raise FunctionError(f"app {self.name} runs: deploy it outside of `run`")
         config = Config.find(url, api_key)
         session = self._session = Session(config, Transport(config), show)
+        usual, self.name = self.name, name or self.name
         try:
             for kind in self._classes:
                 kind.complete()
@@ -99,10 +147,15 @@ class App:
             found: dict[str, Any] = session.transport.send(system("POST", f"/v1/apps/{self.name}/deploy", json=body))
             return found
         finally:
-            self._session = None
+            self._session, self.name = None, usual
             for each in self._made:
                 each.forget()
             session.transport.close()
+
+    def stop(self, *, url: str | None = None, api_key: str | None = None) -> None:
+        """Keep nothing of what is deployed ready, run nothing of it by schedule; calls that are on go on. NotFound."""
+        with closing(Transport(Config.find(url, api_key))) as transport:
+            transport.send(system("POST", f"/v1/apps/{self.name}/stop", json={}))
 
     def session(self) -> Session:
         """What it runs by; FunctionError outside of `run`."""
@@ -135,8 +188,8 @@ class Function(Remote[P, R]):
         return f"<Function {self._app.name}.{self._name}>"
 
     def __reduce__(self) -> Any:
-        """Inside, another function of the app is the plain one."""
-        return functools.partial, (self.isobox_local,)
+        """Inside it is the plain one, with what calls it elsewhere."""
+        return again, (self._app.name, self.isobox_local)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run it here."""
@@ -150,6 +203,11 @@ class Function(Remote[P, R]):
     def id(self) -> str:
         """The server's id for it; made on first use, its image too."""
         return self._made.id
+
+    @property
+    def web_url(self) -> str:
+        """Where the server passes requests on to a web endpoint; they take an API key, as all do."""
+        return self._session().web_url(self.id)
 
 
 class Deployed(Remote[..., Any]):
@@ -190,8 +248,3 @@ class Deployed(Remote[..., Any]):
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return ((self._method, *args) if self._by_method else args), kwargs
-
-
-def gather(*calls: FunctionCall) -> list[Any]:
-    """The results of spawned calls, in their order; the first exception is raised."""
-    return [each.get() for each in calls]

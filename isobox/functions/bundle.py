@@ -10,11 +10,14 @@ import io
 import sys
 import sysconfig
 import tarfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from isobox.functions import codec
 from isobox.functions.errors import NotSerializable
 
 _HERE: Final = Path(__file__).parent
@@ -35,23 +38,15 @@ class Bundle:
         return f"sha256:{hashlib.sha256(self.archive).hexdigest()}"
 
 
-def pickler() -> Callable[[Any], bytes] | None:
-    """Cloudpickle's dumps, if there is one."""
-    try:
-        import cloudpickle
-    except ImportError:
-        return None
-    dumps: Callable[[Any], bytes] = cloudpickle.dumps
-    return dumps
-
-
 def bundle(function: Callable[..., Any]) -> Bundle:
     """Of a plain function or class; NotSerializable with the mend."""
     files = {
         "isobox_inside/__init__.py": b"",
         "isobox_inside/codec.py": (_HERE / "codec.py").read_bytes(),
         "isobox_inside/marks.py": (_HERE / "marks.py").read_bytes(),
-        "isobox/__init__.py": (_HERE / "inside.py").read_bytes(),
+        "isobox_inside/web.py": (_HERE / "inside/web.py").read_bytes(),
+        "isobox_inside/reach.zip": _reach(),
+        "isobox/__init__.py": (_HERE / "inside/entry.py").read_bytes(),
     }
     entry: dict[str, Any] = {"python": list(sys.version_info[:2])}
     module = sys.modules.get(function.__module__)
@@ -66,7 +61,7 @@ def bundle(function: Callable[..., Any]) -> Bundle:
 
 
 def _pickled(function: Callable[..., Any]) -> bytes:
-    dumps = pickler()
+    dumps = codec.pickler()
     if dumps is None:
         raise NotSerializable(
             f"{function.__qualname__} lies in a script, which takes cloudpickle to send:"
@@ -101,6 +96,29 @@ def sources(name: str, file: str | None) -> dict[str, bytes]:
             raise NotSerializable(f"the package {parts[0]} has more than {_SOURCES_MAX >> 20} MiB of source")
         found[each.relative_to(root).as_posix()] = data
     return found
+
+
+@cache
+def _reach() -> bytes:
+    """What calls other containers from inside one: this package's own modules, and stand-ins for some."""
+    shared = (
+        "calls",
+        "config",
+        "errors",
+        *(f"functions/{each}" for each in ("calls", "cls", "errors", "objects", "remote")),
+    )
+    files = {f"{each}.py": (_HERE.parent / f"{each}.py").read_bytes() for each in shared}
+    files["transport.py"] = (_HERE / "inside/transport.py").read_bytes()
+    files["functions/named.py"] = (_HERE / "inside/named.py").read_bytes()
+    files["functions/__init__.py"] = b""
+    for each in ("codec", "marks"):  # they are there already
+        alias = f"import sys\nimport isobox_inside.{each}\nsys.modules[__name__] = isobox_inside.{each}\n"
+        files[f"functions/{each}.py"] = alias.encode()
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w") as archive:  # as they are: zlib is one import less inside
+        for name, data in sorted(files.items()):
+            archive.writestr(zipfile.ZipInfo(f"isobox/{name}"), data)
+    return raw.getvalue()
 
 
 def _cloudpickle() -> dict[str, bytes]:

@@ -1,6 +1,5 @@
 """Calls of functions as their callers see them: sent, followed, cancelled."""
 
-import asyncio
 import base64
 import hashlib
 import secrets
@@ -15,7 +14,6 @@ from isobox.calls import Call, system
 from isobox.config import Config
 from isobox.errors import NotFound
 from isobox.functions import codec
-from isobox.functions.bundle import pickler
 from isobox.functions.errors import (
     CallCancelled,
     ContainerFailed,
@@ -44,15 +42,15 @@ def show(index: int, stream: int, text: str) -> None:
     out.flush()
 
 
-def new_call_id() -> str:
+def new_id(kind: Literal["cal", "run"]) -> str:
     """An id of the client's choice makes a repeated call one call."""
-    return "cal" + "".join(secrets.choice(_ALPHABET) for _ in range(26))
+    return kind + "".join(secrets.choice(_ALPHABET) for _ in range(26))
 
 
 def argument(transport: Transport, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
     """Arguments as the API takes them; large ones are uploaded first. NotSerializable."""
     try:
-        data = codec.encode_arguments(args, kwargs, pickler())
+        data = codec.encode_arguments(args, kwargs, codec.pickler())
     except Exception as error:  # whatever an object's own __reduce__ raises
         raise NotSerializable(f"an argument cannot be sent: {error}") from error
     return sent(transport, data)
@@ -125,6 +123,8 @@ class FunctionCall:
 
     async def get_async(self, timeout: float | None = None) -> Any:
         """The same for asyncio."""
+        import asyncio  # slow to import inside a container, where few need it
+
         return await asyncio.to_thread(self.get, timeout)
 
     def poll(self) -> bool:
@@ -136,6 +136,11 @@ class FunctionCall:
         """Begin nothing more of it, and stop what runs."""
         with closing(Transport(self._config)) as transport:
             transport.send(system("DELETE", f"/v1/calls/{self.id}"))
+
+
+def gather(*calls: FunctionCall) -> list[Any]:
+    """The results of spawned calls, in their order; the first exception is raised."""
+    return [each.get() for each in calls]
 
 
 def follow(

@@ -1,24 +1,30 @@
 """Classes whose objects live in containers: made there with their parameters, begun once each, called from here."""
 
-import binascii
 import inspect
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from isobox.functions import codec, marks
+from isobox.functions.calls import Trust
 from isobox.functions.errors import FunctionError, NotSerializable
-from isobox.functions.made import Made
-from isobox.functions.options import Options, fields
 from isobox.functions.remote import Remote, Session
 
 T = TypeVar("T")
+
+
+class Target(Protocol):
+    """What the server has for an object."""
+
+    @property
+    def id(self) -> str:
+        """Its id there."""
 
 
 class Class(Generic[T]):
     """A class of an app. Called with parameters it gives an `Instance`; what is the same is the same instance."""
 
     def __init__(
-        self, session: Callable[[], Session], app: str, kind: type[T], options: Options, add: Callable[[Made], None]
+        self, session: Callable[[], Session], app: str, kind: type[T], trust: Trust, make: Callable[[bytes], Target]
     ) -> None:
         self.isobox_local = kind
         self.__doc__ = kind.__doc__
@@ -26,10 +32,10 @@ class Class(Generic[T]):
         self.__qualname__ = kind.__qualname__
         self._session = session
         self._app = app
-        self._options = options
-        self._add = add
+        self._trust: Trust = trust
+        self._make = make
         self._instances: dict[bytes, Instance] = {}
-        if not marks.marked(kind, marks.METHOD):
+        if not (marks.marked(kind, marks.METHOD) or marks.marked(kind, marks.WEB)):
             raise FunctionError(f"{kind.__qualname__} has nothing to call: mark a method with @isobox.method()")
 
     def __repr__(self) -> str:
@@ -48,7 +54,7 @@ class Class(Generic[T]):
         except codec.Unsafe as error:
             raise NotSerializable(f"a parameter cannot be sent: {error}") from error
         if (known := self._instances.get(key)) is None:
-            known = self._instances[key] = Instance(self._session, kind, self._made(key), self._options)
+            known = self._instances[key] = Instance(self._session, kind, self._make(key), self._trust)
         return known
 
     def complete(self) -> None:
@@ -56,54 +62,55 @@ class Class(Generic[T]):
         if not self._instances:
             self()
 
-    def _made(self, parameters: bytes) -> Made:
-        kind, asked = self.isobox_local, fields(self._options)
-        snaps = any(getattr(each, marks.ENTER) for each in marks.marked(kind, marks.ENTER).values())
-        asked["snapshot"] = snaps and "gpu" not in self._options
-        asked["exits"] = bool(marks.marked(kind, marks.EXIT))
-        if hasattr(kind, marks.CONCURRENT):
-            asked.setdefault("concurrency", getattr(kind, marks.CONCURRENT))
-        encoded = binascii.b2a_base64(parameters, newline=False).decode()
-        made = Made(self._session, self._app, kind, self._options.get("image", "python"), asked, encoded)
-        self._add(made)
-        return made
+    def __reduce__(self) -> Any:
+        """Inside it is another one, of the same app."""
+        return again, (self._app, self.isobox_local)
+
+
+def again(app: str, plain: Any) -> Any:
+    """What a function or class of a script is sent as: this name means something else inside (`inside/entry.py`)."""
+    raise NotImplementedError
+
+
+again.__module__ = "isobox"
 
 
 class Instance:
     """An object in containers: each of its methods has `remote`, `spawn`, `map` and the rest."""
 
-    def __init__(self, session: Callable[[], Session], kind: type, made: Made, options: Options) -> None:
+    def __init__(self, session: Callable[[], Session], kind: type, target: Target, trust: Trust) -> None:
         self._session = session
         self._kind = kind
-        self._made = made
-        self._options = options
+        self._target = target
+        self._trust: Trust = trust
+
+    @property
+    def web_url(self) -> str:
+        """Where the server passes requests on to its web endpoint."""
+        return self._session().web_url(self._target.id)
 
     def __getattr__(self, name: str) -> "BoundMethod":
         function = marks.marked(self._kind, marks.METHOD).get(name)
         if function is None:
             known = ", ".join(marks.marked(self._kind, marks.METHOD))
             raise AttributeError(f"{self._kind.__qualname__} has no method {name!r}; it has {known}")
-        return BoundMethod(self._session, f"{self._kind.__qualname__}.{name}", function, self._made, self._options)
+        return BoundMethod(self._session, f"{self._kind.__qualname__}.{name}", function, self._target, self._trust)
 
 
 class BoundMethod(Remote[..., Any]):
     """A method of an `Instance`."""
 
     def __init__(
-        self, session: Callable[[], Session], name: str, function: Callable[..., Any], made: Made, options: Options
+        self, session: Callable[[], Session], name: str, function: Callable[..., Any], target: Target, trust: Trust
     ) -> None:
-        super().__init__(
-            name,
-            session,
-            is_generator=inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function),
-            trust=options.get("trust", "safe"),
-        )
-        self._made = made
+        is_generator = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        super().__init__(name, session, is_generator=is_generator, trust=trust)
+        self._target = target
 
     @property
     def id(self) -> str:
         """The server's id for the object."""
-        return self._made.id
+        return self._target.id
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (self._name.rpartition(".")[2], *args), kwargs

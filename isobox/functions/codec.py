@@ -70,7 +70,7 @@ def _plain(value: Any, depth: int) -> Any:
     if (name := _TYPES.get(f"{kind.__module__}.{kind.__qualname__}")) is not None:
         return {_MARK: name, "v": _plain(_MARKED[name][0](value), depth + 1)}
     if _is_array(value):
-        return {_MARK: "array", "v": _base64(_array_bytes(value))}
+        return {_MARK: "array", "v": written(_array_bytes(value))}
     if kind.__module__ == "numpy" and hasattr(value, "item") and hasattr(value, "dtype"):
         return _plain(value.item(), depth + 1)
     raise Unsafe(f"a {kind.__module__}.{kind.__qualname__} cannot be sent safely")
@@ -118,7 +118,8 @@ def _uuid(text: str) -> Any:
     return uuid.UUID(text)
 
 
-def _base64(data: bytes) -> str:
+def written(data: bytes) -> str:
+    """Bytes as text."""
     return binascii.b2a_base64(data, newline=False).decode()
 
 
@@ -128,7 +129,7 @@ _MARKED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "set": (list, set),
     "frozenset": (list, frozenset),
     "dict": (lambda value: [list(pair) for pair in value.items()], dict),
-    "bytes": (_base64, binascii.a2b_base64),
+    "bytes": (written, binascii.a2b_base64),
     "complex": (lambda value: [value.real, value.imag], lambda parts: complex(*parts)),
     "datetime": (lambda value: value.isoformat(), _from_iso("datetime")),
     "date": (lambda value: value.isoformat(), _from_iso("date")),
@@ -226,15 +227,22 @@ def result(value: Any, trust: str) -> bytes:
         ) from None
 
 
-def _pickled(value: Any) -> bytes:
+def pickler() -> Callable[[Any], bytes] | None:
+    """Cloudpickle's dumps, if there is one."""
     try:
         import cloudpickle
     except ImportError:
-        import pickle  # where the caller trusts it
+        return None
+    dumps: Callable[[Any], bytes] = cloudpickle.dumps
+    return dumps
 
-        return pickle.dumps(value)
-    dumped: bytes = cloudpickle.dumps(value)
-    return dumped
+
+def _pickled(value: Any) -> bytes:
+    if (dumps := pickler()) is not None:
+        return dumps(value)
+    import pickle  # where the caller trusts it
+
+    return pickle.dumps(value)
 
 
 def _unpickled(data: bytes) -> Any:
@@ -279,6 +287,8 @@ def decode_exception(type_name: str, data: bytes | None, trust: str) -> Exceptio
     except Exception:
         return None
     module, _, name = type_name.rpartition(".")
+    if module == "isobox.errors":  # what the server refused to the container was not refused to us
+        return None
     where = builtins if module == "builtins" else sys.modules.get(module)
     kind = getattr(where, name, None)
     if not (isinstance(kind, type) and issubclass(kind, Exception)) or not isinstance(args, list):

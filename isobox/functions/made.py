@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from isobox.calls import system
+from isobox.functions import marks
 from isobox.functions.bundle import bundle
 from isobox.functions.calls import upload
 from isobox.functions.remote import Session
@@ -17,7 +18,7 @@ class Made:
     def __init__(
         self,
         session: Callable[[], Session],
-        app: str,
+        app: Callable[[], str],
         plain: Callable[..., Any],
         image: str | Image,
         fields: dict[str, Any],
@@ -28,7 +29,7 @@ class Made:
         self._plain = plain
         self._image = image
         self._fields = fields
-        self._parameters = parameters
+        self.parameters = parameters
         self._making = threading.Lock()
         self._id: str | None = None
 
@@ -40,7 +41,7 @@ class Made:
     @property
     def name(self) -> str:
         """Its name in the app."""
-        return self._plain.__qualname__.replace("<locals>.", "")
+        return marks.title(self._plain)
 
     @property
     def id(self) -> str:
@@ -54,16 +55,18 @@ class Made:
         packed, config = bundle(self._plain), session.config
         upload(session.transport, packed.digest, packed.archive)
         image = self._image if isinstance(self._image, str) else built(self._image, config.url, config.api_key)
-        entry = packed.entry if self._parameters is None else packed.entry | {"parameters": self._parameters}
-        fields = {"app": self._app, "name": self.name, "code": packed.digest, "entry": entry, "image": image}
-        return str(session.transport.send(system("POST", "/v1/functions", json=fields | self._fields))["id"])
+        entry = packed.entry if self.parameters is None else packed.entry | {"parameters": self.parameters}
+        fields = {"app": self._app(), "name": self.name, "code": packed.digest, "entry": entry, "image": image}
+        body = fields | self._fields | {"run": session.run}
+        made = str(session.transport.send(system("POST", "/v1/functions", json=body))["id"])
+        session.begun()
+        return made
+
+    @property
+    def known(self) -> str | None:
+        """The server's id for it, if it was made."""
+        return self._id
 
     def forget(self) -> None:
         """It is made anew when it is used next."""
         self._id = None
-
-    def leave(self, session: Session) -> None:
-        """The app ends: nothing of it is kept ready for it, and it is made anew in the next run."""
-        made, self._id = self._id, None
-        if made is not None and self.keeps_ready:
-            session.transport.send(system("DELETE", f"/v1/functions/{made}"))

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 ENTER, EXIT, METHOD, CONCURRENT = "isobox_enter", "isobox_exit", "isobox_method", "isobox_concurrent"
+BATCHED, WEB = "isobox_batched", "isobox_web"
+_WEB_PORT = 8000
+_WEB_CONCURRENCY = 100
 PARAMETERS = "isobox_parameters"
 _REQUIRED: Any = object()
 
@@ -69,6 +72,21 @@ def concurrent(*, max_inputs: int) -> Callable[[F], F]:
     return _marked(CONCURRENT, int(max_inputs))
 
 
+def batched(*, max_batch_size: int, wait_ms: float) -> Callable[[F], F]:
+    """Call it with lists: of each argument, as many as inputs came within wait_ms; it returns a list of results."""
+    if max_batch_size < 1 or wait_ms < 0:
+        raise ValueError("max_batch_size is at least 1, wait_ms at least 0")
+    return _marked(BATCHED, (int(max_batch_size), wait_ms / 1000))
+
+
+def together(target: Any) -> int | None:
+    """How many inputs a function or class takes side by side, by its marks; None where they say nothing."""
+    each = marked(target, BATCHED).values() if isinstance(target, type) else [target]
+    sizes = [getattr(one, BATCHED)[0] for one in each if hasattr(one, BATCHED)]
+    found: int | None = max(sizes, default=None) or getattr(target, CONCURRENT, None)
+    return _WEB_CONCURRENCY if found is None and web(target) is not None else found
+
+
 def prepare(kind: type[T]) -> type[T]:
     """Take the parameters out of a class: it has their defaults as plain attributes afterwards."""
     found = {name: each.default for name, each in vars(kind).items() if isinstance(each, Parameter)}
@@ -79,6 +97,37 @@ def prepare(kind: type[T]) -> type[T]:
         else:
             setattr(kind, name, default)
     return kind
+
+
+def web_server(port: int, *, startup_timeout: float = 30.0) -> Callable[[F], F]:
+    """It begins a program that listens on a port (of 127.0.0.1 at least) within so many seconds."""
+    return _marked(WEB, ("server", int(port), float(startup_timeout)))
+
+
+def asgi_app() -> Callable[[F], F]:
+    """It returns an ASGI application (FastAPI, Starlette …), which uvicorn serves; the image has to have that."""
+    return _marked(WEB, ("asgi", _WEB_PORT))
+
+
+def fastapi_endpoint(*, method: str = "GET", docs: bool = False) -> Callable[[F], F]:
+    """It answers requests itself, with arguments as FastAPI takes them; with docs at /docs."""
+    return _marked(WEB, ("endpoint", _WEB_PORT, method, docs))
+
+
+def web(target: Any) -> dict[str, int] | None:
+    """What the API is told of a web endpoint; None for what is none. ValueError for two in one class."""
+    if isinstance(target, type):
+        found = list(marked(target, WEB).values())
+        if len(found) > 1:
+            raise ValueError(f"{target.__qualname__} has {len(found)} web endpoints; make a class of each")
+        return web(found[0]) if found else None
+    mark = getattr(target, WEB, None)
+    return None if mark is None else {"port": mark[1]}
+
+
+def title(plain: Callable[..., Any]) -> str:
+    """A function's or class's name in its app."""
+    return plain.__qualname__.replace("<locals>.", "")
 
 
 def marked(kind: type, name: str) -> dict[str, Any]:
@@ -100,11 +149,13 @@ class Loaded:
         self._object: Any = None
         self._call = target
         self.snaps = False
+        self._batched: dict[str | None, tuple[int, float]] = {None: getattr(target, BATCHED, (0, 0.0))}
         if isinstance(target, type):
             self._object = target()
             for name, value in parameters.items():
                 setattr(self._object, name, value)
             self._call = self._by_name
+            self._batched = {name: getattr(each, BATCHED) for name, each in marked(target, BATCHED).items()}
             self.snaps = any(getattr(each, ENTER) for each in marked(target, ENTER).values())
 
     def _by_name(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
@@ -116,11 +167,35 @@ class Loaded:
         """One input."""
         return self._call(*args, **kwargs)
 
+    @property
+    def batches(self) -> bool:
+        """Whether anything in it is batched."""
+        return any(size for size, _ in self._batched.values())
+
+    def batch(self, args: tuple[Any, ...]) -> tuple[str | None, int, float]:
+        """For an input: the method it is for, how many are done at once (0: it alone), how long they are waited for."""
+        name = None if self._object is None else str(args[0]) if args else ""
+        return name, *self._batched.get(name, (0, 0.0))
+
     def enter(self, snap: bool) -> None:
         """Begin: what is to lie in the copy, or the rest."""
         for name, each in marked(type(self._object), ENTER).items():
             if getattr(each, ENTER) == snap:
                 getattr(self._object, name)()
+        if not snap:
+            self._serve()
+
+    def _serve(self) -> None:
+        found = (
+            [self._call]
+            if self._object is None
+            else [getattr(self._object, name) for name in marked(type(self._object), WEB)]
+        )
+        for each in found:
+            if (mark := getattr(each, WEB, None)) is not None:
+                from isobox_inside import web as serving
+
+                serving.serve(mark, each)
 
     def close(self) -> None:
         """End."""

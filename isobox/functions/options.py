@@ -1,6 +1,6 @@
 """What a function's containers are like, as it is written and as the API takes it. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from isobox.calls import Policy, without_none
@@ -8,6 +8,7 @@ from isobox.functions.calls import Trust
 from isobox.functions.schedules import Cron, Period
 from isobox.gpus import GpuAsk
 from isobox.image import Image
+from isobox.secret import Secret
 from isobox.volume import Volumes, as_asked
 
 
@@ -16,6 +17,7 @@ class Options(TypedDict, total=False):
 
     retries: how often it is tried again after an exception, or {"count", "delay_s", "factor"}. trust="pickle" lets any
     value come back, and code of the container's with it: only for what you trust (docs/functions.md).
+    restricted: it may not call other functions, nor use dicts and queues; for what runs a stranger's code.
     """
 
     image: str | Image
@@ -27,6 +29,7 @@ class Options(TypedDict, total=False):
     user: str
     network: Policy
     volumes: Volumes
+    secrets: Sequence[Secret | str]
     timeout: float
     retries: int | Mapping[str, float]
     concurrency: int
@@ -35,10 +38,20 @@ class Options(TypedDict, total=False):
     buffer_containers: int
     scaledown_window: float
     trust: Trust
+    restricted: bool
     schedule: Cron | Period
 
 
-_SAME = ("user", "network", "concurrency", "min_containers", "max_containers", "buffer_containers", "trust")
+_SAME = (
+    "user",
+    "network",
+    "concurrency",
+    "min_containers",
+    "max_containers",
+    "buffer_containers",
+    "trust",
+    "restricted",
+)
 
 
 def fields(options: Options) -> dict[str, Any]:
@@ -58,4 +71,7 @@ def fields(options: Options) -> dict[str, Any]:
     }
     if (schedule := options.get("schedule")) is not None:
         found["schedule"] = schedule.as_asked()
+    if secrets := options.get("secrets"):
+        named = [Secret.from_name(each) if isinstance(each, str) else each for each in secrets]
+        found["secrets"] = {each.env: each.name for each in named}
     return without_none(found) | as_asked(options.get("volumes"))

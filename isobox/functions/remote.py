@@ -1,6 +1,5 @@
 """What can be called in a container, a function or a method of a class: once, for many inputs, as a generator."""
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Generic, ParamSpec, TypeVar
@@ -8,7 +7,7 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar
 from isobox.calls import system
 from isobox.config import Config
 from isobox.errors import IsoboxError
-from isobox.functions.calls import Ended, FunctionCall, Inputs, Show, Trust, argument, batches, follow, new_call_id
+from isobox.functions.calls import Ended, FunctionCall, Inputs, Show, Trust, argument, batches, follow, new_id
 from isobox.functions.errors import FunctionError
 from isobox.transport import Transport
 
@@ -18,12 +17,25 @@ _FIRST_WAIT_S: Final = 20.0
 
 
 class Session:
-    """A server, for the time that an app runs."""
+    """A server, for the time that an app runs; run is that time's own id, begun is called when something was made."""
 
-    def __init__(self, config: Config, transport: Transport, on_print: Show) -> None:
+    def __init__(
+        self,
+        config: Config,
+        transport: Transport,
+        on_print: Show,
+        run: str | None = None,
+        begun: Callable[[], None] = lambda: None,
+    ) -> None:
         self.config = config
         self.transport = transport
         self.on_print = on_print
+        self.run = run
+        self.begun = begun
+
+    def web_url(self, function: str) -> str:
+        """Where a web endpoint is reached."""
+        return f"{self.config.url}/v1/functions/{function}/web"
 
 
 class Method(Generic[P, R]):
@@ -38,6 +50,8 @@ class Method(Generic[P, R]):
 
     def aio(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
         """Call it and let others run meanwhile."""
+        import asyncio  # slow to import inside a container, where few need it
+
         return asyncio.to_thread(self._call, *args, **kwargs)
 
 
@@ -67,7 +81,7 @@ class Remote(Generic[P, R]):
         transport = self._session().transport
         function = self.id
         inputs = [argument(transport, *self._given(args, kwargs))]
-        body = {"id": new_call_id(), "inputs": inputs, "wait_s": wait_s}
+        body = {"id": new_id("cal"), "inputs": inputs, "wait_s": wait_s, "run": self._session().run}
         call = system("POST", f"/v1/functions/{function}/calls", json=body)
         answer: dict[str, Any] = transport.send(call)
         return answer
@@ -106,16 +120,25 @@ class Remote(Generic[P, R]):
     # ---- many
 
     def map(
-        self, *iterables: Iterable[Any], order_outputs: bool = True, return_exceptions: bool = False
+        self,
+        *iterables: Iterable[Any],
+        order_outputs: bool = True,
+        return_exceptions: bool = False,
+        progress: bool = False,
     ) -> Iterator[Any]:
         """Its results for each input; several iterables are taken side by side, as the built-in map takes them.
 
         With order_outputs in the inputs' order, else as they come. An exception ends it, and the call with it, unless
-        return_exceptions lets it stand among the results. Inputs are taken while results are read.
+        return_exceptions lets it stand among the results. Inputs are taken while results are read. progress shows a bar
+        on stderr; it takes rich.
         """
-        return self.starmap(
-            zip(*iterables, strict=False), order_outputs=order_outputs, return_exceptions=return_exceptions
-        )
+        inputs = zip(*iterables, strict=False)
+        results = self.starmap(inputs, order_outputs=order_outputs, return_exceptions=return_exceptions)
+        if not progress:
+            return results
+        from isobox.functions.progress import length, shown  # not there inside a container
+
+        return shown(results, self._name, length(iterables))
 
     def starmap(
         self, iterable: Iterable[Sequence[Any]], *, order_outputs: bool = True, return_exceptions: bool = False
@@ -130,6 +153,8 @@ class Remote(Generic[P, R]):
 
     async def map_async(self, *iterables: Iterable[Any], **options: bool) -> AsyncIterator[Any]:
         """`map` for asyncio."""
+        import asyncio
+
         results = self.map(*iterables, **options)
         ended = object()
         try:
@@ -141,8 +166,8 @@ class Remote(Generic[P, R]):
     def _map(self, inputs: Inputs, ordered: bool, keep_errors: bool) -> Iterator[Any]:
         if self._is_generator:
             raise FunctionError(f"{self._name} is a generator: use remote_gen")
-        running, function, call = self._session(), self.id, new_call_id()
-        opening = {"id": call, "inputs": [], "more": True}
+        running, function, call = self._session(), self.id, new_id("cal")
+        opening = {"id": call, "inputs": [], "more": True, "run": running.run}
         running.transport.send(system("POST", f"/v1/functions/{function}/calls", json=opening))
         sender = _Sender(running.transport, call, (self._given(*each) for each in inputs))
         sender.start()

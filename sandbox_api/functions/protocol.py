@@ -15,6 +15,8 @@ LINE_MAX: Final = 512 << 10
 FILE_MAX: Final = 4 << 30
 _TEXT_MAX: Final = 128 << 10
 _IDS_MAX: Final = 4096
+_PATH_MAX: Final = 2048
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE")
 
 
 class RunnerViolation(Exception):
@@ -82,6 +84,18 @@ def parse(line: bytes) -> Frame:
             if not isinstance(ids, list) or len(ids) > _IDS_MAX:
                 raise RunnerViolation("ids that are no list")
             return Frame("have", number=_number(raw, "n"), ids=[_short(each) for each in ids])
+        case "ask":
+            method, path = raw.get("m"), _text(raw, "p")
+            if method not in _METHODS or not path.startswith("/") or len(path) > _PATH_MAX:
+                raise RunnerViolation("a question that is none")
+            return Frame(
+                "ask",
+                "" if raw.get("i") is None else _short(raw["i"]),
+                _value(raw.get("v")),
+                number=_number(raw, "q"),
+                name=method,
+                text=path,
+            )
         case "broken":
             return Frame("broken", name=_text(raw, "t"), text=_text(raw, "m"), trace=_text(raw, "b"))
         case "print":
@@ -135,14 +149,24 @@ def _value(raw: Any) -> Value:
     raise RunnerViolation("a value that is none")
 
 
-def run(input_: str, argument: dict[str, Any]) -> bytes:
-    """Tell a runner to run an input."""
-    return json.dumps({"c": "run", "i": input_, "a": argument}).encode() + b"\n"
+def run(input_: str, argument: dict[str, Any], *, beside: bool = False) -> bytes:
+    """Tell a runner to run an input; beside: at once, in a thread of its own, whatever others wait for."""
+    return json.dumps({"c": "run", "i": input_, "a": argument, "x": beside}).encode() + b"\n"
 
 
 def go_on() -> bytes:
     """Tell a runner that said `snap` to go on."""
     return b'{"c": "go"}\n'
+
+
+def answer(number: int, status: int, value: dict[str, Any]) -> bytes:
+    """Answer what a runner asked."""
+    return json.dumps({"c": "answer", "q": number, "s": status, "a": value}).encode() + b"\n"
+
+
+def again() -> bytes:
+    """Have a runner ask again what was not answered: whoever was to answer is gone."""
+    return b'{"c": "again"}\n'
 
 
 def have(number: int) -> bytes:

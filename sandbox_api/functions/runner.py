@@ -3,9 +3,10 @@
 FOLDER/function.json says what to run, FOLDER/code is on the path. Lines of JSON come on stdin and go to what was
 stdout; whatever the function prints goes to its caller, line by line, tagged with the input it belongs to.
 
-    {"c": "run", "i": ID, "a": VALUE}   {"c": "have", "n": N}                                                     in
-    {"k": "snap"} (a copy may be made; a line of any kind goes on)
-    {"k": "ready"}  {"k": "done" | "yield" | "error", "i": ID, …}  {"k": "print", "i", "s", "t"}  {"k": "have"}      out
+    {"c": "run", "i": ID, "a": VALUE, "x"}  {"c": "have", "n": N}  {"c": "answer", "q", "s", "a"}  {"c": "again"}    in
+    {"k": "snap"} (a copy may be made; {"c": "go"} goes on)
+    {"k": "ready"}  {"k": "done" | "yield" | "error", "i": ID, …}  {"k": "print", "i", "s", "t"}  {"k": "have"}
+    {"k": "ask", "q", "i", "m", "p", "v"} (see asks.py)                                                            out
 
 VALUE is {"d": base64} or, where it is large, {"f": path}; what is in it the client's codec decides, which lies in
 FOLDER/code too (isobox/functions/codec.py).
@@ -23,6 +24,7 @@ import sys
 import threading
 from _contextvars import ContextVar, copy_context
 from _queue import SimpleQueue
+from itertools import count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 INLINE = 48 << 10
 PRINT_MAX = 16 << 10
 INPUT: ContextVar[str | None] = ContextVar("input", default=None)
+"""The input that a thread works for."""
 
 
 class Channel:
@@ -131,12 +134,30 @@ class Runner:
         self.channel = channel
         with open(os.path.join(folder, "function.json")) as file:
             self.said = json.load(file)
+        if self.said["secrets"]:
+            path = os.path.join(folder, "secrets.json")
+            with open(path) as file:
+                os.environ.update(json.load(file))
+            os.unlink(path)
         sys.path.insert(0, os.path.join(folder, "code"))
         self.codec: Any = importlib.import_module("isobox_inside.codec")
         self.function = self.codec.load(self.said["entry"], os.path.join(folder, "code"))
         self.hand: dict[str, bool] = {}
         self.stray = Stray(channel, self.hand)
-        self.files = 0
+        self.files = count()
+        self.input = INPUT
+        self.asks: Any = None
+        inside: Any = importlib.import_module("isobox_inside")
+        inside.ask = self.ask
+
+    def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Ask the server something: a request of its API, as far as it answers that to a container."""
+        if self.asks is None:
+            from asks import Asks
+
+            self.asks = Asks(self.channel, self.packed, self.value, INPUT.get)
+        found: tuple[int, bytes] = self.asks.ask(method, path, body)
+        return found
 
     def value(self, given: dict[str, str]) -> bytes:
         """The bytes of an argument."""
@@ -152,28 +173,46 @@ class Runner:
         """Bytes as they are sent: in the line, or in a file that the host reads."""
         if len(data) <= INLINE:
             return {"d": binascii.b2a_base64(data, newline=False).decode()}
-        self.files += 1
-        path = os.path.join(self.folder, f"out-{os.getpid()}-{self.files}")
+        path = os.path.join(self.folder, f"out-{os.getpid()}-{next(self.files)}")
         with open(path, "wb") as file:
             file.write(data)
         return {"f": path, "n": len(data)}
 
     def work(self, number: str, given: dict[str, str]) -> None:
         """One input, from its arguments to its end."""
-        token = INPUT.set(number)
         try:
             args, kwargs = self.codec.arguments(self.value(given))
-            result = self.function(*args, **kwargs)
-            if hasattr(result, "__await__"):
-                import asyncio
+        except BaseException as error:
+            self.fail(number, error)
+            self.hand.pop(number, None)
+        else:
+            self.run(number, args, kwargs)
 
-                result = asyncio.run(_awaited(result))
-            self.finish(number, result)
+    def run(self, number: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The same once its arguments are read."""
+        name, size, _ = self.function.batch(args)
+        if size:
+            from batches import do
+
+            do(self, [(number, args, kwargs)], name)
+            return
+        token = self.input.set(number)
+        try:
+            self.finish(number, self.settled(self.function(*args, **kwargs)))
         except BaseException as error:
             self.fail(number, error)
         finally:
-            INPUT.reset(token)
+            self.input.reset(token)
             self.hand.pop(number, None)
+
+    @staticmethod
+    def settled(result: Any) -> Any:
+        """What a coroutine comes to; anything else as it is."""
+        if hasattr(result, "__await__"):
+            import asyncio
+
+            return asyncio.run(_awaited(result))
+        return result
 
     def finish(self, number: str, result: Any) -> None:
         """Its value, or one after the other those that it yields."""
@@ -181,9 +220,9 @@ class Runner:
         if type(result).__name__ in ("generator", "async_generator"):
             if hasattr(result, "__aiter__"):
                 result = _drained(result)
-            for count, each in enumerate(result):
+            for place, each in enumerate(result):
                 self.flush()
-                self.channel.say(k="yield", i=number, y=count, v=self.packed(self.codec.result(each, trust)))
+                self.channel.say(k="yield", i=number, y=place, v=self.packed(self.codec.result(each, trust)))
             result = None
         data = self.packed(self.codec.result(result, trust))
         self.flush()
@@ -241,11 +280,14 @@ def main() -> None:
     sys.stdout, sys.stderr = Printed(channel, 1), Printed(channel, 2)
     try:
         runner = Runner(folder, channel)
+        waiting: SimpleQueue[tuple[str, dict[str, str]] | None] = SimpleQueue()
+        going: SimpleQueue[None] = SimpleQueue()
+        threading.Thread(target=hear, args=(runner, waiting, going), daemon=True).start()
         if runner.function.snaps:
             runner.function.enter(True)
             runner.flush()
             channel.say(k="snap")
-            sys.stdin.buffer.readline()  # here a copy goes on, or this one
+            going.get()  # here a copy goes on, or this one
             reseed()
         runner.function.enter(False)
     except BaseException as error:
@@ -254,20 +296,6 @@ def main() -> None:
         trace = "".join(traceback.format_exception(error))
         channel.say(k="broken", t=type(error).__name__, m=str(error)[:10_000], b=trace[-50_000:])
         return
-    concurrency = runner.said["concurrency"]
-    waiting: SimpleQueue[tuple[str, dict[str, str]] | None] = SimpleQueue()
-
-    def hear() -> None:
-        for line in sys.stdin.buffer:
-            asked = json.loads(line)
-            if asked["c"] == "have":
-                channel.say(k="have", n=asked["n"], ids=list(runner.hand))
-            elif asked["i"] not in runner.hand:
-                runner.hand[asked["i"]] = True
-                waiting.put((asked["i"], asked["a"]))
-        waiting.put(None)
-
-    threading.Thread(target=hear, daemon=True).start()
 
     def serve() -> None:
         while (asked := waiting.get()) is not None:
@@ -275,16 +303,46 @@ def main() -> None:
         waiting.put(None)
 
     channel.say(k="ready")
-    if concurrency == 1:
+    if runner.function.batches:
+        from batches import serve_batches
+
+        serve_batches(runner, waiting)
+    elif runner.said["concurrency"] == 1:
         serve()  # in the main thread: signals and libraries that want it find what they expect
     else:
-        threads = [threading.Thread(target=serve) for _ in range(concurrency)]
+        threads = [threading.Thread(target=serve) for _ in range(runner.said["concurrency"])]
         for each in threads:
             each.start()
         for each in threads:
             each.join()
     runner.function.close()
     runner.flush()
+
+
+def hear(runner: Runner, waiting: SimpleQueue[Any], going: SimpleQueue[None]) -> None:
+    """Take in what the host says, until it says no more."""
+    for line in sys.stdin.buffer:
+        said = json.loads(line)
+        match said["c"]:
+            case "run" if said["i"] not in runner.hand:
+                runner.hand[said["i"]] = True
+                if said.get("x"):
+                    work = (runner.work, said["i"], said["a"])
+                    threading.Thread(target=copy_context().run, args=work, daemon=True).start()
+                else:
+                    waiting.put((said["i"], said["a"]))
+            case "have":
+                runner.channel.say(k="have", n=said["n"], ids=list(runner.hand))
+            case "go":
+                going.put(None)
+            case "answer":
+                runner.asks.answered(said["q"], said["s"], said["a"])
+            case "again" if runner.asks is not None:
+                runner.asks.again()
+    waiting.put(None)
+    going.put(None)
+    if runner.asks is not None:
+        runner.asks.end()
 
 
 def reseed() -> None:

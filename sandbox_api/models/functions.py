@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from sandbox_api.functions import schedule
 from sandbox_api.models.buckets import MountedBucket
-from sandbox_api.models.common import Environment, Page, Strict, Text, UserName
+from sandbox_api.models.common import Environment, EnvName, Page, Seconds, Strict, Text, UserName
 from sandbox_api.models.network import AskedPolicy, asked
 from sandbox_api.models.sandboxes import Resources
 from sandbox_api.models.volumes import MountedVolume, MountPath
@@ -16,6 +16,8 @@ Name = Annotated[Text, Field(pattern=r"^[A-Za-z_<][A-Za-z0-9_.<>-]{0,254}$")]
 AppName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 FunctionId = Annotated[str, Field(pattern=r"^fun[a-z2-7]{26}$")]
+RunId = Annotated[str, Field(pattern=r"^run[a-z2-7]{26}$")]
+SecretName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 BatchSize = 1000
 
 
@@ -43,6 +45,12 @@ class Schedule(Strict):
         return self
 
 
+class WebServer(Strict):
+    """The port on which a web endpoint listens once its container is ready."""
+
+    port: Annotated[int, Field(ge=1, le=65535)]
+
+
 class CreateFunction(Strict):
     """A function: code (an upload, see PUT /v1/uploads), where it begins in there, and what its containers are like.
 
@@ -50,7 +58,10 @@ class CreateFunction(Strict):
     `entry` and reads and writes values. The same again is the same function.
 
     snapshot: it says when its memory can be copied, and later containers begin from the copy. exits: it is told before
-    a container without work ends.
+    a container without work ends. secrets: variables of its environment, and the secrets that they hold. restricted:
+    its containers may not call other functions, nor use dicts and queues. web: its containers listen on a port, and it
+    is reached by …/web instead of being called. run: of the app, for which it is made, and
+    with which it goes (PUT /v1/runs/{id}).
     """
 
     app: AppName
@@ -64,6 +75,7 @@ class CreateFunction(Strict):
     network: AskedPolicy | None = None
     volumes: Annotated[dict[MountPath, MountedVolume], Field(max_length=16)] = {}
     buckets: Annotated[dict[MountPath, MountedBucket], Field(max_length=8)] = {}
+    secrets: Annotated[dict[EnvName, SecretName], Field(max_length=64)] = {}
     timeout_s: Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)] = 300.0
     retries: Retries = Retries()
     min_containers: Annotated[int, Field(ge=0, le=1000)] = 0
@@ -74,7 +86,10 @@ class CreateFunction(Strict):
     snapshot: bool = False
     exits: bool = False
     schedule: Schedule | None = None
+    web: WebServer | None = None
     trust: Literal["safe", "pickle"] = "safe"
+    restricted: bool = False
+    run: RunId | None = None
 
     @property
     def asked_network(self) -> dict[str, Any] | str | None:
@@ -93,6 +108,13 @@ class Function(BaseModel):
     containers: int
     queued: int
     running: int
+    web: bool
+
+
+class FunctionSandbox(Strict):
+    """How long a sandbox that is like a function's containers is to live, in seconds."""
+
+    timeout_s: Seconds = 3600.0
 
 
 class FunctionPage(Page):
@@ -111,13 +133,14 @@ class Argument(Strict):
 class CreateCall(Strict):
     """A call with some of its inputs; with more, others follow. wait_s: answer with the results if they come in time.
 
-    Who chooses the id can ask again without having it done twice.
+    Who chooses the id can ask again without having it done twice. run: of the app, whose functions it may call in turn.
     """
 
     id: Annotated[str, Field(pattern=r"^cal[a-z2-7]{26}$")] | None = None
     inputs: Annotated[list[Argument], Field(max_length=BatchSize)]
     more: bool = False
     wait_s: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 0.0
+    run: RunId | None = None
 
 
 class AddInputs(Strict):
@@ -163,6 +186,31 @@ class Call(BaseModel):
     more: bool = False
 
 
+class RunNews(Strict):
+    """A client that runs an app says that it is there, and which functions it has made; it is told what is wanted.
+
+    The answer comes after wait_s seconds, or as soon as a container wants a function that was not made.
+    """
+
+    app: AppName
+    functions: Annotated[list[FunctionId], Field(max_length=10_000)] = []
+    wait_s: Annotated[float, Field(ge=0, le=25, allow_inf_nan=False)] = 0.0
+
+
+class Wanted(BaseModel):
+    """A function that a container asks for, by its name; of a class, with its parameters as they are written."""
+
+    name: str
+    parameters: str | None
+
+
+class RunAnswer(BaseModel):
+    """What a client is to make; ended: the run is over."""
+
+    wanted: list[Wanted] = []
+    ended: bool = False
+
+
 class Deploy(Strict):
     """A new version of an app: its functions, by their names in it."""
 
@@ -191,6 +239,7 @@ class AppFunction(BaseModel):
 
     id: str
     trust: Literal["safe", "pickle"]
+    web: bool
     last_call: str | None
     last_at: datetime | None
     next_at: datetime | None

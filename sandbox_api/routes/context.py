@@ -16,9 +16,11 @@ from sandbox_api.services.copies import CopyService
 from sandbox_api.services.egress import EgressService
 from sandbox_api.services.execs import ExecService
 from sandbox_api.services.functions.apps import AppService
+from sandbox_api.services.functions.runs import RunService
 from sandbox_api.services.functions.service import FunctionService
 from sandbox_api.services.gpus import GpuService
 from sandbox_api.services.images import ImageService
+from sandbox_api.services.objects import ObjectService
 from sandbox_api.services.parking import Parking
 from sandbox_api.services.registry import Registry
 from sandbox_api.services.sandboxes import SandboxService
@@ -50,6 +52,8 @@ class Services:
     usage: UsageService
     functions: FunctionService
     apps: AppService
+    runs: RunService
+    objects: ObjectService
 
 
 # Coroutines although they wait for nothing: FastAPI sends a plain function through a thread, 0.2 ms each.

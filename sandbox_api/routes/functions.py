@@ -15,9 +15,14 @@ from sandbox_api.models.functions import (
     Deploy,
     Function,
     FunctionPage,
+    FunctionSandbox,
     RollBack,
+    RunAnswer,
+    RunNews,
 )
+from sandbox_api.models.sandboxes import Sandbox
 from sandbox_api.routes.context import Tenant, Use, problems
+from sandbox_api.services.sandboxes import describe
 
 router = APIRouter(tags=["functions"])
 FunctionId = Annotated[str, Path(max_length=64)]
@@ -28,7 +33,10 @@ Seq = Annotated[int, Path(ge=0, le=1 << 53)]
 @router.post("/v1/functions", status_code=201, responses=problems(403, 429))
 async def create(use: Use, tenant: Tenant, request: CreateFunction) -> Function:
     """Make a function; the same again is the one that there is."""
-    return use.functions.describe(await use.functions.create(tenant, request))
+    record = await use.functions.create(tenant, request)
+    if request.run is not None:
+        use.runs.made(tenant, request.run, record)
+    return use.functions.describe(record)
 
 
 @router.get("/v1/functions", responses=problems())
@@ -45,9 +53,15 @@ async def get(use: Use, tenant: Tenant, function_id: FunctionId) -> Function:
 
 @router.delete("/v1/functions/{function_id}", status_code=204, responses=problems())
 async def retire(use: Use, tenant: Tenant, function_id: FunctionId) -> None:
-    """Keep no containers of it ready any more, unless a deployed app has it; calls that are on go on."""
-    if not use.apps.is_deployed(tenant, function_id):
+    """Keep no containers of it ready any more, unless an app that is deployed or runs has it; calls go on."""
+    if not use.runs.is_used(tenant, function_id):
         await use.functions.retire(tenant, function_id)
+
+
+@router.post("/v1/functions/{function_id}/sandbox", status_code=201, responses=problems(409, 429))
+async def sandbox(use: Use, tenant: Tenant, function_id: FunctionId, request: FunctionSandbox) -> Sandbox:
+    """A sandbox such as its containers are, without its secrets; its code lies in /tmp/.isobox-function/code."""
+    return describe(await use.functions.sandbox(tenant, function_id, request.timeout_s))
 
 
 @router.post("/v1/functions/{function_id}/calls", status_code=201, responses=problems(409))
@@ -85,6 +99,21 @@ async def value(use: Use, tenant: Tenant, call_id: CallId, seq: Seq) -> Response
 async def cancel(use: Use, tenant: Tenant, call_id: CallId) -> Call:
     """Cancel it: what waits is not begun, what runs is stopped."""
     return await use.functions.cancel(tenant, call_id)
+
+
+RunId = Annotated[str, Path(pattern=r"^run[a-z2-7]{26}$")]
+
+
+@router.put("/v1/runs/{run_id}", responses=problems(409))
+async def run_news(use: Use, tenant: Tenant, run_id: RunId, request: RunNews) -> RunAnswer:
+    """Say that an app runs here, and hear what its containers want to be made."""
+    return await use.runs.heard(tenant, run_id, request)
+
+
+@router.delete("/v1/runs/{run_id}", status_code=204, responses=problems())
+async def end_run(use: Use, tenant: Tenant, run_id: RunId) -> None:
+    """The app runs here no more: what it made is kept ready for it no more."""
+    await use.runs.end(tenant, run_id)
 
 
 AppName = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]

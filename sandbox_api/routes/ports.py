@@ -1,25 +1,17 @@
 """/v1/sandboxes/{id}/ports: what listens inside, reached through PID 1's channel."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response, WebSocket, WebSocketDisconnect
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, Path, Query, Request, Response, WebSocket
 
-from isolation.errors import SandboxGone
-from sandbox_api.auth import KEY_SUBPROTOCOL
 from sandbox_api.models.ports import Port, PortList, PortWait
-from sandbox_api.proxy.headers import request_headers, response_headers, subprotocols
-from sandbox_api.proxy.http import Exchange
-from sandbox_api.proxy.websocket import Upstream
-from sandbox_api.routes.context import SandboxId, Services, Tenant, Use, problems
+from sandbox_api.routes.context import SandboxId, Tenant, Use, problems
+from sandbox_api.routes.pass_on import METHODS, Over, Place, both, dialled, pass_http, pass_websocket
 
 router = APIRouter(prefix="/v1/sandboxes/{sandbox_id}/ports", tags=["ports"])
 PortNumber = Annotated[int, Path(ge=1, le=65535)]
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _LOOK_EVERY_S = (0.02, 0.25)
 
 
@@ -53,22 +45,18 @@ async def wait(
 # ---- raw bytes
 
 
-class _Over(Exception):
-    """The session is done."""
-
-
 @router.websocket("/{port}/tcp")
 async def tcp(socket: WebSocket, use: Use, tenant: Tenant, sandbox_id: SandboxId, port: PortNumber) -> None:
     """A TCP connection to the port: binary frames each way; an empty one from the client ends its side."""
     await use.registry.usable(tenant, sandbox_id)
-    async with _dialled(use, sandbox_id, port) as connection:
+    async with dialled(use, sandbox_id, port) as connection:
         await socket.accept()
 
         async def up() -> None:
             while True:
                 message = await socket.receive()
                 if message["type"] == "websocket.disconnect":
-                    raise _Over
+                    raise Over
                 data = message.get("bytes") or (message.get("text") or "").encode()
                 if not data:
                     use.host.ports.end_transmission(connection)
@@ -79,32 +67,9 @@ async def tcp(socket: WebSocket, use: Use, tenant: Tenant, sandbox_id: SandboxId
             while data := await use.host.ports.receive(connection):
                 await socket.send_bytes(data)
             await socket.close(1000)
-            raise _Over
+            raise Over
 
-        await _both(up(), down())
-
-
-@contextlib.asynccontextmanager
-async def _dialled(use: Services, sandbox_id: str, port: int) -> AsyncIterator[str]:
-    connection = await use.host.ports.dial(sandbox_id, port)
-    try:
-        yield connection
-    finally:
-        await use.host.ports.hang_up(connection)
-        if (live := use.registry.live.get(sandbox_id)) is not None:
-            live.used_at = time.time()
-
-
-async def _both(up: Any, down: Any) -> None:
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(up, name="up")
-            group.create_task(down, name="down")
-    except* (_Over, WebSocketDisconnect, SandboxGone, OSError, RuntimeError):
-        pass  # one side has gone, and the other is told by what follows
-
-
-# ---- websockets
+        await both(up(), down())
 
 
 @router.websocket("/{port}/{path:path}")
@@ -113,97 +78,23 @@ async def websocket(
 ) -> None:
     """A websocket of the program's."""
     await use.registry.usable(tenant, sandbox_id)
-    async with _dialled(use, sandbox_id, port) as connection:
-        offered = subprotocols(socket.scope.get("subprotocols", []), key_prefix=KEY_SUBPROTOCOL)
-        target = _target(socket.scope, sandbox_id, port).decode("latin-1")
-        upstream = Upstream(use.host.ports, connection, target=target, port=port, subprotocols=offered)
-        chosen = await upstream.open(_request_headers(socket.scope, sandbox_id, port, socket))
-        await socket.accept(subprotocol=chosen)
-
-        async def up() -> None:
-            while True:
-                message = await socket.receive()
-                if message["type"] == "websocket.disconnect":
-                    await upstream.close(message.get("code", 1001))
-                    raise _Over
-                text = message.get("text")
-                await upstream.send(text if text is not None else message["bytes"])
-
-        async def down() -> None:
-            while (message := await upstream.receive()) is not None:
-                if isinstance(message, str):
-                    await socket.send_text(message)
-                else:
-                    await socket.send_bytes(message)
-            await socket.close(upstream.close_code)
-            raise _Over
-
-        await _both(up(), down())
+    await pass_websocket(use, _place(sandbox_id, port), socket)
 
 
 # ---- HTTP
 
 
-def _prefix(sandbox_id: str, port: int) -> str:
-    return f"/v1/sandboxes/{sandbox_id}/ports/{port}"
-
-
-def _target(scope: Any, sandbox_id: str, port: int) -> bytes:
-    """The path as the client wrote it, escapes and all, below the port's own."""
-    raw: bytes = scope.get("raw_path") or scope["path"].encode()
-    path = raw.partition(b"?")[0][len(_prefix(sandbox_id, port)) :] or b"/"
-    query: bytes = scope.get("query_string", b"")
-    return path + b"?" + query if query else path
-
-
-def _request_headers(scope: Any, sandbox_id: str, port: int, connection: Request | WebSocket) -> Any:
-    return request_headers(
-        list(scope["headers"]),
-        port=port,
-        prefix=_prefix(sandbox_id, port),
-        scheme=connection.url.scheme.replace("ws", "http"),
-        client=connection.client.host if connection.client else "",
-    )
+def _place(sandbox_id: str, port: int) -> Place:
+    return Place(sandbox_id, port, f"/v1/sandboxes/{sandbox_id}/ports/{port}")
 
 
 async def http(use: Use, tenant: Tenant, sandbox_id: SandboxId, port: PortNumber, request: Request) -> Response:
     """An HTTP request to the program that listens on the port, and its answer."""
     await use.registry.usable(tenant, sandbox_id)
-    stack = contextlib.AsyncExitStack()
-    async with stack:
-        connection = await stack.enter_async_context(_dialled(use, sandbox_id, port))
-        exchange = Exchange(use.host.ports, connection)
-        headers = _request_headers(request.scope, sandbox_id, port, request)
-        # Both ways at once: a program may answer before it has read everything.
-        sending = use.tasks.spawn(
-            exchange.send(request.method, _target(request.scope, sandbox_id, port), headers, request.stream()),
-            name=f"request to {sandbox_id}:{port}",
-        )
-        stack.push_async_callback(_cancelled, sending)
-        answering = use.tasks.spawn(exchange.answer(), name=f"answer of {sandbox_id}:{port}")
-        stack.push_async_callback(_cancelled, answering)
-        await asyncio.wait({sending, answering}, return_when=asyncio.FIRST_COMPLETED)
-        if sending.done():
-            sending.result()
-        answer = await answering
-        keep = stack.pop_all()
-
-    async def body() -> AsyncIterator[bytes]:
-        async with keep:
-            async for piece in answer.body:
-                yield piece
-
-    response = StreamingResponse(body(), answer.status)
-    response.raw_headers = response_headers(answer.headers, port=port, prefix=_prefix(sandbox_id, port))
-    return response
+    return await pass_http(use, _place(sandbox_id, port), request)
 
 
-async def _cancelled(task: "asyncio.Task[Any]") -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)  # what it failed with was told, or nobody is left to be told
-
-
-for _method in _METHODS:
+for _method in METHODS:
     for _path in ("/{port}", "/{port}/{path:path}"):
         router.add_api_route(
             _path,

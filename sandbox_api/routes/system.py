@@ -33,6 +33,7 @@ async def metrics(use: Use) -> Response:
     """Prometheus metrics."""
     use.metrics.sandboxes.set(len(use.registry.live))
     use.metrics.tell_pool(use.host.shelves())
+    use.metrics.tell_functions(use.functions.facts())
     use.metrics.tell_gpus(use.gpus.usage_of())
     use.metrics.gateway_starts.set(use.host.networks.gateway_starts)
     return Response(use.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

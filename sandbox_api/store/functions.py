@@ -40,6 +40,10 @@ class CallRecord:
     open: bool = False
     cancelled: bool = False
     ended_at: float | None = None
+    run: str | None = None
+    """The run of the app that it belongs to."""
+    depth: int = 0
+    """How many calls wait for it, one inside the other."""
 
     @property
     def complete(self) -> bool:
@@ -92,6 +96,16 @@ class ResultRecord:
 
 
 @dataclass(slots=True)
+class RunRecord:
+    """An app that a client runs, and the functions that it made for that."""
+
+    id: str
+    tenant: str
+    app: str
+    functions: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class AppRecord:
     """A deployed app. version is the one in force, 0 for none; history has all: created_at, functions, copy_of."""
 
@@ -127,6 +141,9 @@ create table results (seq integer primary key autoincrement, call text not null,
 create index results_by_call on results (call, seq);
 create table containers (sandbox text primary key, function text not null, exec text not null,
                          taken integer not null) without rowid;
+"""
+RUNS_SCHEMA = """
+create table runs (id text primary key, tenant text not null, doc text not null) without rowid;
 """
 _INPUT = "call, idx, inputs.function, state, data, upload, container, attempts, crashes, not_before, yields"
 
@@ -204,6 +221,22 @@ class FunctionStore:
         row = self._db.execute("select doc from apps where tenant = ? and name = ?", (tenant, name)).fetchone()
         return AppRecord(**json.loads(row[0])) if row else None
 
+    # ---- runs
+
+    def save_run(self, record: RunRecord) -> None:
+        """Insert or replace."""
+        self._db.execute(
+            "insert or replace into runs values (?, ?, ?)", (record.id, record.tenant, json.dumps(asdict(record)))
+        )
+
+    def runs(self) -> list[RunRecord]:
+        """All."""
+        return [RunRecord(**json.loads(row[0])) for row in self._db.execute("select doc from runs")]
+
+    def forget_run(self, id_: str) -> None:
+        """Delete the record."""
+        self._db.execute("delete from runs where id = ?", (id_,))
+
     # ---- calls
 
     def save_call(self, record: CallRecord) -> None:
@@ -220,6 +253,10 @@ class FunctionStore:
         """One, whoever's."""
         row = self._db.execute("select doc from calls where id = ?", (id_,)).fetchone()
         return CallRecord(**json.loads(row[0])) if row else None
+
+    def functions_called(self) -> set[str]:
+        """Those of which a call is remembered."""
+        return {row[0] for row in self._db.execute("select distinct function from calls")}
 
     def calls_ended_before(self, moment: float) -> list[str]:
         """Those that were over by then."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sandbox_api.lifecycle import FINAL, State
-from sandbox_api.store import functions
+from sandbox_api.store import functions, objects
 from sandbox_api.store.records import (
     ContextRecord,
     ExecRecord,
@@ -26,7 +26,7 @@ from sandbox_api.store.records import (
     VolumeRecord,
 )
 
-_SCHEMA_VERSION: Final = 6
+_SCHEMA_VERSION: Final = 7
 _SCHEMA: Final = (
     """
 create table sandboxes (id text primary key, tenant text not null, created_at real not null, ended_at real,
@@ -66,6 +66,7 @@ create table usage (sandbox text primary key, tenant text not null, started_at r
 create index usage_by_time on usage (tenant, started_at);
 """,
     functions.SCHEMA,
+    functions.RUNS_SCHEMA + objects.SCHEMA,
 )
 """What each version adds to the one before it."""
 
@@ -106,6 +107,7 @@ class Store:
         elif version != _SCHEMA_VERSION:
             raise sqlite3.DatabaseError(f"{path} has version {version}; this server knows {_SCHEMA_VERSION}")
         self.functions = functions.FunctionStore(self._db)
+        self.objects = objects.ObjectStore(self._db)
 
     def close(self) -> None:
         """Write the log back and close."""

@@ -1,5 +1,7 @@
 """What `isobox deploy` puts in force in the tests."""
 
+import subprocess
+
 import isobox
 
 app = isobox.App("deployed")
@@ -20,6 +22,13 @@ def tick() -> None:
 @app.function(max_containers=1, schedule=isobox.Cron("0 9 * * 1-5", "Europe/Berlin"))
 def report() -> None:
     """On weekdays."""
+
+
+@app.function(max_containers=1)
+@isobox.web_server(9000)
+def page() -> None:
+    """Listens."""
+    subprocess.Popen(["python3", "-m", "http.server", "9000", "--directory", "/etc"])
 
 
 @app.cls(max_containers=1)

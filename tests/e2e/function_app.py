@@ -137,12 +137,6 @@ def size(data: bytes) -> int:
 
 
 @app.function(max_containers=1)
-def recursive(x: int) -> int:
-    """Calls a container from inside one."""
-    return int(square.remote(x))
-
-
-@app.function(max_containers=1)
 def calls_another(x: int) -> int:
     """Calls a function of the app where it is."""
     return square(x) + square.local(x)

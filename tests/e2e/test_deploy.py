@@ -1,11 +1,13 @@
 """Apps that stay: versions, roll-back, schedules, functions by name."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from server import Server, until
 
@@ -29,7 +31,13 @@ def by_name(server: Server, name: str, app: str = "deployed") -> isobox.Deployed
 
 def test_what_is_deployed_stays_and_runs_by_itself(own_server: Server) -> None:
     own_server.start()
-    assert cli(own_server, "deploy", "deployed_app.py") == "deployed version 1: double, tick, report, Counter\n"
+    said = cli(own_server, "deploy", "deployed_app.py").splitlines()
+    assert said == [
+        "deployed version 1: double, tick, report, page, Counter",
+        f"  {own_server.url}/v1/apps/deployed/web/page/",
+    ]
+    answer = httpx.get(f"{said[1].strip()}passwd", headers={"Authorization": f"Bearer {own_server.key}"})
+    assert answer.text.startswith("root:")
     with by_name(own_server, "double") as double, by_name(own_server, "Counter.plus") as plus:
         assert double.remote(4) == 8
         assert plus.remote(2) == 7
@@ -82,6 +90,46 @@ def test_versions_and_the_way_back(server: Server, tmp_path: Path) -> None:
         other = http.post("/v1/apps/other/deploy", json={"functions": {"times": old}}).json()
         assert other["detail"] == "function times is another app's"
         assert http.get("/v1/apps/none").json()["code"] == "app_not_found"
+
+
+def test_an_app_is_served_as_it_is_saved(server: Server, tmp_path: Path) -> None:
+    def save(factor: str) -> None:
+        (tmp_path / "saved.py").write_text(
+            f"import isobox\napp = isobox.App('saved')\n@app.function(max_containers=1)\ndef times(x):\n    return x * {factor}\n"
+        )
+
+    save("2")
+    environment = os.environ | {"ISOBOX_URL": server.url, "ISOBOX_API_KEY": server.key}
+    command = [sys.executable, "-m", "isobox.cli.main", "app", "serve", str(tmp_path / "saved.py")]
+    log = tmp_path / "log"
+    with log.open("w") as file, subprocess.Popen(command, env=environment, stdout=file, stderr=file) as serving:
+        try:
+            until(lambda: "saved-dev version 1: times" in log.read_text())
+            with by_name(server, "times", "saved-dev") as times:
+                assert times.remote(10) == 20
+                save("(")
+                until(lambda: "SyntaxError" in log.read_text())
+                save("3")
+                until(lambda: "saved-dev version 2: times" in log.read_text())
+                assert times.remote(10) == 30
+        finally:
+            serving.send_signal(signal.SIGINT)
+            serving.wait(20)
+    assert "Traceback" not in log.read_text().replace("SyntaxError", "", 1).partition("version 2")[2]
+    assert "saved-dev | stopped" in cli(server, "app", "ls").replace("  ", " | ").replace(" |  | ", " | ")
+
+
+def test_a_shell_like_a_container(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "shelled.py").write_text(
+        "import isobox\napp = isobox.App('shelled')\n@app.function(env={'MINE': 'yes'})\ndef f():\n    return 1\n"
+    )
+    where = str(tmp_path / "shelled.py")
+    assert cli(server, "shell", f"{where}::f", "-c", "ls shelled.py; echo $MINE") == "shelled.py\nyes\n"
+    assert "has no function g; it has f" in cli(server, "shell", f"{where}::g", fails=True)
+    cli(server, "deploy", where)
+    assert cli(server, "shell", "shelled::f", "-c", "cat shelled.py | head -1") == "import isobox\n"
+    assert "has no function h" in cli(server, "shell", "shelled::h", fails=True)
+    cli(server, "app", "stop", "shelled")
 
 
 def test_what_cannot_be_deployed(server: Server, tmp_path: Path) -> None:

@@ -130,10 +130,18 @@ class AppService:
         return AppFunction(
             id=id_,
             trust=made.asked["trust"] if made is not None else "safe",
+            web=made is not None and made.asked.get("web") is not None,
             last_call=runs.get("last_call"),
             last_at=time_of(runs.get("last_at")),
             next_at=time_of(self._due(record, id_)),
         )
+
+    def in_force(self, tenant: str, name: str, function: str) -> str:
+        """The id of a function of a deployed app; 404."""
+        found = self._get(tenant, name).functions.get(function)
+        if found is None:
+            raise not_found("function")
+        return found
 
     # ---- schedules
 
@@ -181,9 +189,3 @@ class AppService:
         current = self._get(record.tenant, record.name)  # another version may be in force by now
         current.runs.setdefault(id_, {})["last_call"] = call.id
         self._store.save_app(current)
-
-    # ---- for those who end a run
-
-    def is_deployed(self, tenant: str, function: str) -> bool:
-        """Whether a function is part of an app that is in force."""
-        return any(function in each.functions.values() for each in self._store.apps(tenant))

@@ -15,7 +15,8 @@ from sandbox_api.problems import invalid
 from sandbox_api.services.uploads import Uploads
 
 FOLDER: Final = "/tmp/.isobox-function"  # in the sandbox, its own
-_RUNNER: Final = Path(__file__).parents[2] / "functions/runner.py"
+_PROGRAMS: Final = Path(__file__).parents[2] / "functions"
+_OURS: Final = ("runner.py", "asks.py", "batches.py")
 _CODE_MAX: Final = 64 << 20
 _PIECE: Final = 1 << 20
 
@@ -26,7 +27,7 @@ class Code:
     def __init__(self, folder: Path, uploads: Uploads) -> None:
         self._folder = folder
         self._uploads = uploads
-        self._runner = _RUNNER.read_bytes()
+        self._ours = {name: (_PROGRAMS / name).read_bytes() for name in _OURS}
 
     def _path(self, function: str) -> Path:
         return self._folder / f"{function}.tar"
@@ -44,13 +45,14 @@ class Code:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         said = {
             "entry": asked.entry,
-            "concurrency": asked.concurrency,
+            "concurrency": asked.concurrency if asked.web is None else 1,
             "trust": asked.trust,
+            "secrets": bool(asked.secrets),
         }
         partial = self._folder / f"{new_id('req')}.partial"
         try:
             with tarfile.open(partial, "w") as made, tarfile.open(fileobj=io.BytesIO(raw)) as given:
-                for name, data in (("runner.py", self._runner), ("function.json", json.dumps(said).encode())):
+                for name, data in (self._ours | {"function.json": json.dumps(said).encode()}).items():
                     made.addfile(_member(name, len(data)), io.BytesIO(data))
                 for each in given:
                     if each.isfile():

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -46,6 +47,14 @@ class Container:
         """Set when the runner says that its memory can be copied; it waits then."""
         self.words = b""
         """The last that was said before the runner was there: why it is not."""
+        self.visits = 0
+        """Requests to a web function that it answers."""
+        self.beside: set[str] = set()
+        """Inputs that run where another one waits for its own call."""
+        self.waits: Counter[str] = Counter()
+        """By input, how many calls of its own it waits for."""
+        self.asked: set[int] = set()
+        """Questions that are being answered."""
         self._have: dict[int, asyncio.Future[list[str]]] = {}
         self._asked = 0
         self._held = False
@@ -62,6 +71,16 @@ class Container:
 
     # ---- inputs
 
+    @property
+    def busy(self) -> int:
+        """How much it does at once."""
+        return len(self.hand) + self.visits
+
+    @property
+    def waiting(self) -> int:
+        """How many inputs in its hand do nothing but wait for calls of their own."""
+        return sum(1 for each in self.hand if self.waits[each])
+
     def take(self, record: InputRecord, deadline: float) -> None:
         """This input is in its hand from now on."""
         self.hand[record.id] = record
@@ -71,11 +90,25 @@ class Container:
     def let_go(self, id_: str) -> InputRecord | None:
         """That input is over, as far as this container goes."""
         self.deadlines.pop(id_, None)
+        self.beside.discard(id_)
         found = self.hand.pop(id_, None)
-        if not self.hand:
+        self._rest()
+        return found
+
+    def visit(self) -> None:
+        """A request to a web function begins."""
+        self.visits += 1
+        self._hold()
+
+    def leave(self) -> None:
+        """It is over."""
+        self.visits -= 1
+        self._rest()
+
+    def _rest(self) -> None:
+        if not self.busy:
             self.idle_since = time.time()
             self._release()
-        return found
 
     def _hold(self) -> None:
         if not self._held:
@@ -108,7 +141,7 @@ class Container:
                 return found
         finally:
             self._have.pop(self._asked, None)
-            if not self.hand:
+            if not self.busy:
                 self._release()
 
     # ---- what it says
@@ -142,9 +175,7 @@ class Container:
     def _not_ours(self, frame: Frame) -> bool:
         if frame.kind == "ready":
             self.ready = True
-            if not self.hand:
-                self.idle_since = time.time()
-                self._release()
+            self._rest()
             return True
         if frame.kind == "have":
             answered = self._have.get(frame.number)

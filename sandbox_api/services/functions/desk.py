@@ -3,9 +3,10 @@
 import asyncio
 import base64
 import contextlib
+import json
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ import structlog
 from common.errors import IsoboxError
 from common.ids import new_id
 from sandbox_api.functions import protocol
-from sandbox_api.functions.protocol import Value
+from sandbox_api.functions.protocol import Frame, Value
 from sandbox_api.host.interface import Host
 from sandbox_api.lifecycle import FINAL
 from sandbox_api.models.execs import ExecRequest
@@ -26,8 +27,9 @@ from sandbox_api.services.copies import CopyService
 from sandbox_api.services.execs import ExecService
 from sandbox_api.services.functions.code import FOLDER, Code
 from sandbox_api.services.functions.container import Container
-from sandbox_api.services.registry import Registry
+from sandbox_api.services.registry import Live, Registry
 from sandbox_api.services.sandboxes import SandboxService
+from sandbox_api.services.secrets import SecretService
 from sandbox_api.services.uploads import Uploads
 from sandbox_api.services.usage import LABEL
 from sandbox_api.store.functions import CallRecord, ContainerRecord, FunctionRecord, InputRecord
@@ -36,7 +38,11 @@ _log = structlog.get_logger(__name__)
 _LIFE_S: Final = 30 * 86400.0
 _INLINE: Final = 48 << 10
 _FAREWELL_S: Final = 10.0
-_COPY_KEPT_S: Final = 7 * 86400.0
+COPY_KEPT_S: Final = 7 * 86400.0
+
+
+Answer = Callable[[FunctionRecord, Container, Frame], Awaitable[bytes]]
+"""Answers a question of a runner's: the line that it is told."""
 
 
 class Desk:
@@ -51,8 +57,11 @@ class Desk:
         uploads: Uploads,
         code: Code,
         copies: CopyService,
+        secrets: SecretService,
         values: Path,
     ) -> None:
+        self.answer: Answer = _nobody
+        """Answers what containers ask; set before any container is there."""
         self.store = registry.store.functions
         self.closing = False
         self._host = host
@@ -62,6 +71,7 @@ class Desk:
         self._uploads = uploads
         self._code = code
         self._copies = copies
+        self._secrets = secrets
         self._values = values
         self._calls: dict[str, CallRecord] = {}
         self._moved: dict[str, asyncio.Event] = {}
@@ -77,25 +87,19 @@ class Desk:
                 _log.info("not from the copy", function=record.name, error=error.detail)
                 record.snapshot = None
                 self.store.save_function(record)
-        fields = {name: record.asked[name] for name in _OF_SANDBOX if name in record.asked}
-        request = CreateSandbox.model_validate(
-            fields
-            | {
-                "timeout_s": _LIFE_S,
-                "park_after_s": _LIFE_S,
-                "name": f"{asked.app}.{asked.name}"[:128],
-                "labels": {LABEL: record.id, "isobox.app": asked.app},
-            }
-        )
-        sandbox = await self._sandboxes.create(record.tenant, request)
+        life = {"timeout_s": _LIFE_S, "park_after_s": _LIFE_S, "labels": {LABEL: record.id, "isobox.app": asked.app}}
+        live = await self.like(record, asked, life)
+        sandbox = live.record
         try:
-            live = self._registry.live[sandbox.id]
-            user = sandbox.user
-            await self._host.files.unpack(sandbox.id, FOLDER, False, self._code.read(record.id), user)
+            if asked.secrets:  # past the environment of the exec, which is kept as it was asked for
+                told = json.dumps(await self.told(record.tenant, asked)).encode()
+                await self._host.files.write(
+                    sandbox.id, f"{FOLDER}/secrets.json", len(told), 0o600, once(told), sandbox.user
+                )
             exec_ = await self._execs.start_in(
                 live,
                 ExecRequest(
-                    argv=["python3", f"{FOLDER}/runner.py", FOLDER],
+                    argv=["python3", "-B", f"{FOLDER}/runner.py", FOLDER],  # nobody imports from here again
                     env={"ISOBOX_FUNCTION": f"{asked.app}.{asked.name}"},
                     stdin=True,
                     overflow="block",
@@ -113,6 +117,28 @@ class Desk:
             await self._sandboxes.terminate(record.tenant, sandbox.id)
             raise
         return container
+
+    async def like(self, record: FunctionRecord, asked: CreateFunction, life: dict[str, Any]) -> Live:
+        """A sandbox such as its containers are, with its code; nothing runs in there. life: how long, and labels."""
+        fields = {name: record.asked[name] for name in _OF_SANDBOX if name in record.asked}
+        fields |= {"name": f"{asked.app}.{asked.name}"[:128]} | life
+        sandbox = await self._sandboxes.create(record.tenant, CreateSandbox.model_validate(fields))
+        try:
+            await self._host.files.unpack(sandbox.id, FOLDER, False, self._code.read(record.id), sandbox.user)
+            return self._registry.live[sandbox.id]
+        except BaseException:
+            await self._sandboxes.terminate(record.tenant, sandbox.id)
+            raise
+
+    async def told(self, tenant: str, asked: CreateFunction) -> dict[str, str]:
+        """What a container's environment has of its tenant's secrets; 422 for one that is not there."""
+        found = {}
+        for variable, name in asked.secrets.items():
+            value = await self._secrets.value(tenant, name)
+            if value is None or name.startswith("."):
+                raise Problem(422, "secret_not_found", f"there is no secret {name}", hint="isobox secret set NAME")
+            found[variable] = value
+        return found
 
     async def _restored(self, record: FunctionRecord, snapshot: str) -> Container:
         """One that goes on where another had begun."""
@@ -137,7 +163,7 @@ class Desk:
         """Keep a container's memory as it is, for others to begin from, and let it go on, whether that works or not."""
         try:
             if record.snapshot is None:
-                request = CreateSnapshot(name=record.name[:128], ttl_s=_COPY_KEPT_S)
+                request = CreateSnapshot(name=record.name[:128], ttl_s=COPY_KEPT_S)
                 taken = await self._copies.snapshot(record.tenant, container.sandbox, request)
                 record.snapshot, record.snapshot_exec = taken.id, container.exec.id
                 self.store.save_function(record)
@@ -172,15 +198,19 @@ class Desk:
     # ---- values
 
     async def argument(self, container: Container, tenant: str, record: InputRecord) -> dict[str, Any]:
-        """An input's argument as the runner takes it: in the line, or in a file that is put there first."""
-        if record.upload is None and len(record.data) <= _INLINE:
-            return {"d": base64.b64encode(record.data).decode()}
-        path = f"{FOLDER}/in-{new_id('req')}"
+        """An input's argument as the runner takes it."""
         if record.upload is None:
-            contents, size = _once(record.data), len(record.data)
-        else:
-            contents, size = self._uploads.read(tenant, record.upload), -1
-        await self._host.files.write(container.sandbox, path, size, 0o600, contents, container.live.record.user)
+            return await self.given(container, record.data)
+        return await self.given(container, self._uploads.read(tenant, record.upload))
+
+    async def given(self, container: Container, contents: bytes | AsyncIterator[bytes]) -> dict[str, Any]:
+        """Bytes as the runner takes them: in the line, or in a file that is put there first."""
+        if isinstance(contents, bytes) and len(contents) <= _INLINE:
+            return {"d": base64.b64encode(contents).decode()}
+        path = f"{FOLDER}/in-{new_id('req')}"
+        size = len(contents) if isinstance(contents, bytes) else -1
+        pieces = once(contents) if isinstance(contents, bytes) else contents
+        await self._host.files.write(container.sandbox, path, size, 0o600, pieces, container.live.record.user)
         return {"f": path}
 
     def _value(self, call: str, name: str) -> Path:
@@ -262,8 +292,13 @@ class Desk:
         shutil.rmtree(self._values / call, ignore_errors=True)
 
 
-async def _once(data: bytes) -> AsyncIterator[bytes]:
+async def once(data: bytes) -> AsyncIterator[bytes]:
+    """Bytes as a stream."""
     yield data
+
+
+async def _nobody(function: FunctionRecord, container: Container, frame: Frame) -> bytes:
+    raise NotImplementedError
 
 
 _OF_SANDBOX: Final = ("image", "resources", "env", "user", "network", "volumes", "buckets")

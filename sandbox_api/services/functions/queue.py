@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """An input that waits; not before a moment (seconds since the epoch)."""
+    """An input that waits; not before a moment (seconds since the epoch). depth: so many calls wait for its call."""
 
     call: str
     index: int
     not_before: float = 0.0
+    depth: int = 0
 
 
 class InputQueue:
@@ -39,11 +40,12 @@ class InputQueue:
         else:
             mine.append(waiting)
 
-    def take(self) -> Waiting | None:
-        """The next, of the call whose turn it is."""
-        if not self._calls:
+    def take(self, *, below: int = -1) -> Waiting | None:
+        """The next, of the call whose turn it is among those that are deeper than below."""
+        call = next((call for call, mine in self._calls.items() if mine[0].depth > below), None)
+        if call is None:
             return None
-        call, mine = next(iter(self._calls.items()))
+        mine = self._calls[call]
         found = mine.popleft()
         if mine:
             self._calls.move_to_end(call)
@@ -55,7 +57,7 @@ class InputQueue:
         """Those whose moment has come wait like others now; the next moment."""
         for each in [each for each in self._later if each.not_before <= now]:
             self._later.remove(each)
-            self.put(Waiting(each.call, each.index), first=True)
+            self.put(Waiting(each.call, each.index, depth=each.depth), first=True)
         return min((each.not_before for each in self._later), default=None)
 
     def drop(self, call: str) -> list[Waiting]:

@@ -8,6 +8,10 @@ what they have in hand.
 import asyncio
 import base64
 import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
@@ -17,7 +21,7 @@ from common.tasks import TaskOwner
 from sandbox_api.functions import protocol, scale
 from sandbox_api.functions.protocol import Frame, RunnerViolation, Value
 from sandbox_api.models.functions import CreateFunction
-from sandbox_api.problems import from_error
+from sandbox_api.problems import Problem, from_error
 from sandbox_api.services.functions.container import Container
 from sandbox_api.services.functions.desk import Desk
 from sandbox_api.services.functions.queue import InputQueue, Waiting
@@ -30,6 +34,22 @@ _DELAY_MAX_S: Final = 60.0
 _STARTS_FAILED_MAX: Final = 5
 _START_PAUSE_S: Final = 0.5
 _INLINE: Final = 48 << 10
+_VISIT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionFacts:
+    """What the metrics tell of a function; starts by whether they went well, ends of inputs by how they ended."""
+
+    id: str
+    app: str
+    name: str
+    ready: int
+    starting: int
+    queued: int
+    running: int
+    starts: dict[str, int]
+    ends: dict[str, int]
 
 
 class Running:
@@ -49,6 +69,11 @@ class Running:
         self._failed_starts = 0
         self._not_before = 0.0
         self._settling: set[str] = set()
+        self._copies_first = self.asked.snapshot and record.snapshot is None
+        """Others begin once the first one's memory has been copied."""
+        self._visitors: deque[asyncio.Future[Container]] = deque()
+        self.starts: Counter[str] = Counter()
+        self.ends: Counter[str] = Counter()
 
     # ---- from outside
 
@@ -76,8 +101,16 @@ class Running:
                 self._stop(container)  # what its neighbours in there do is done elsewhere
         self.wake()
 
-    async def run(self) -> None:
-        """Keep as many containers as there should be, for as long as there is the function."""
+    @property
+    def idle(self) -> bool:
+        """Whether it has nothing to do, and nothing to do it with."""
+        return not (self.containers or self.starting or self.queue or self.queue.later or self._visitors)
+
+    def begin(self) -> None:
+        """Keep as many containers as there should be, until `close`."""
+        self._tasks.spawn(self._run(), name=f"function {self.record.id}")
+
+    async def _run(self) -> None:
         while True:
             self._moved.clear()
             now = time.time()
@@ -91,6 +124,16 @@ class Running:
             except TimeoutError:
                 continue
 
+    def facts(self) -> FunctionFacts:
+        """How it does."""
+        there = list(self.containers.values())
+        ready = sum(each.ready for each in there)
+        return FunctionFacts(
+            *(self.record.id, self.asked.app, self.asked.name, ready, len(there) - ready + self.starting),
+            *(len(self.queue) + self.queue.later, sum(each.busy for each in there)),
+            *(dict(self.starts), dict(self.ends)),
+        )
+
     async def close(self) -> None:
         """The server ends; what runs goes on."""
         await self._tasks.cancel()
@@ -101,18 +144,18 @@ class Running:
         asked = self.asked
         bounds = scale.Bounds(
             least=0 if self.record.retired else min(asked.min_containers, asked.max_containers),
-            most=asked.max_containers,
+            most=1 if self._copies_first else asked.max_containers,
             buffer=asked.buffer_containers,
             concurrency=asked.concurrency,
             scaledown_s=asked.scaledown_s,
         )
         there = [
-            scale.Container(each.sandbox, len(each.hand), not each.ready, each.idle_since)
+            scale.Container(each.sandbox, each.busy, not each.ready, each.idle_since)
             for each in self.containers.values()
             if not each.stopping
         ]
         there += [scale.Container(f"new {n}", starting=True) for n in range(self.starting)]
-        found = scale.plan(bounds, len(self.queue), there, now)
+        found = scale.plan(bounds, len(self.queue) + len(self._visitors), there, now)
         for name in found.stop:
             self._stop(self.containers[name], kindly=self.asked.exits)
         if found.start and self._not_before > now:
@@ -138,12 +181,14 @@ class Running:
     def adopt(self, container: Container) -> None:
         """It is one of ours from now on."""
         self.containers[container.sandbox] = container
-        if self.asked.snapshot and self.record.snapshot is None and not container.hand:
+        self.starts["ok"] += 1
+        if self.asked.snapshot and self.record.snapshot is None and not container.busy:
             self._tasks.spawn(self._copy(container), name=f"copy of {container.sandbox}")
         self._tasks.spawn(self._see_through(container), name=f"runner in {container.sandbox}")
 
     def _start_failed(self, detail: str, hint: str, *, again: bool) -> None:
         self._failed_starts += 1
+        self.starts["failed"] += 1
         pause = min(30.0, _START_PAUSE_S * 2.0**self._failed_starts)
         self._not_before = time.time() + pause
         _log.warning("a container did not start", function=self.record.name, error=detail, pause_s=pause)
@@ -153,6 +198,8 @@ class Running:
     async def _copy(self, container: Container) -> None:
         await container.snap.wait()
         await self._desk.copy(self.record, container)
+        self._copies_first = False
+        self._moved.set()
 
     async def _see_through(self, container: Container) -> None:
         try:
@@ -197,6 +244,8 @@ class Running:
 
     def _fail_all(self, name: str, message: str, hint: str, *, trace: str = "") -> None:
         error = {"type": name, "message": message, "hint": hint, "traceback": trace}
+        while self._visitors:
+            self._visitors.popleft().set_exception(Problem(502, "container_failed", f"{name}: {message}", hint=hint))
         for each in self.queue.drain():
             found = self._store.input(each.call, each.index)
             if found is not None and found.state != "ended":
@@ -204,23 +253,58 @@ class Running:
 
     # ---- inputs
 
+    @asynccontextmanager
+    async def visit(self) -> AsyncIterator[Container]:
+        """A place in a container of a web function, for the time of a request; Problem where none starts in time."""
+        visitor: asyncio.Future[Container] = asyncio.get_running_loop().create_future()
+        self._visitors.append(visitor)
+        self.wake()
+        try:
+            async with asyncio.timeout(_VISIT_S):
+                container = await asyncio.shield(visitor)
+        except BaseException as error:
+            if visitor.done() and not visitor.exception():
+                visitor.result().leave()
+            elif not visitor.done():
+                self._visitors.remove(visitor)
+            if isinstance(error, TimeoutError):
+                raise Problem(
+                    503, "no_container", f"no container within {_VISIT_S:.0f} s", hint="try again", retryable=True
+                ) from error
+            raise
+        try:
+            yield container
+        finally:
+            container.leave()
+            self.wake()
+
+    def _admit(self, container: Container) -> None:
+        while self._visitors and container.busy < self.asked.concurrency:
+            container.visit()
+            self._visitors.popleft().set_result(container)
+
     def _dispatch(self) -> None:
         for container in list(self.containers.values()):
+            if container.ready and not container.stopping and container.sandbox not in self._settling:
+                self._admit(container)
             while (
                 container.ready
                 and not container.stopping
                 and container.sandbox not in self._settling
-                and len(container.hand) < self.asked.concurrency
+                and container.busy - container.waiting < self.asked.concurrency
             ):
-                waiting = self.queue.take()
+                beside = len(container.hand) - len(container.beside) >= self.asked.concurrency
+                waiting = self.queue.take(below=self._deepest(container) if beside else -1)
                 if waiting is None:
-                    return
+                    break
                 found = self._store.input(waiting.call, waiting.index)
                 if found is None or found.state == "ended":
                     continue
                 found.state, found.container = "running", container.sandbox
                 self._store.save_input(found)
                 container.take(found, time.time() + self.asked.timeout_s)
+                if beside:
+                    container.beside.add(found.id)
                 self._moved.set()  # there is a deadline now
                 self._tasks.spawn(self._send(container, found), name=f"input {found.id}")
 
@@ -231,12 +315,25 @@ class Running:
             if container.let_go(record.id) is not None:
                 self._end(record, "error", {"error": {"type": "InputLost", "message": error.detail}})
             return
-        await container.send(protocol.run(record.id, argument))
+        await container.send(protocol.run(record.id, argument, beside=record.id in container.beside))
+
+    def _depth(self, call: str) -> int:
+        found = self._desk.call(call)
+        return 0 if found is None else found.depth
+
+    def _deepest(self, container: Container) -> int:
+        """Of what it has in hand.
+
+        An input that waits for a call of its own gives its place to deeper ones alone: so calls that call each other
+        never wait for a place in a circle, and whatever calls nothing sees no other input beside it.
+        """
+        return max((self._depth(each.call) for each in container.hand.values()), default=-1)
 
     def _requeue(self, record: InputRecord, *, first: bool = False) -> None:
         record.state, record.container = "queued", None
         self._store.save_input(record)
-        self.queue.put(Waiting(record.call, record.index, record.not_before), first=first)
+        waiting = Waiting(record.call, record.index, record.not_before, self._depth(record.call))
+        self.queue.put(waiting, first=first)
 
     def _expire(self, now: float) -> float | None:
         """What runs for too long is stopped; the next moment to look."""
@@ -268,6 +365,9 @@ class Running:
         self.wake()
 
     def _on_frame(self, container: Container, frame: Frame) -> None:
+        if frame.kind == "ask":
+            self._tasks.spawn(self._answer(container, frame), name=f"question of {container.sandbox}")
+            return
         record = container.hand.get(frame.input)
         if record is None:  # it was given up, or never this runner's
             return
@@ -333,6 +433,24 @@ class Running:
         self._desk.tell(record.call)
         self.wake()
 
+    async def _answer(self, container: Container, frame: Frame) -> None:
+        """A question of the function's; one that waits for a call lets others have its place meanwhile."""
+        if frame.number in container.asked:  # it asks again, and we are at it
+            return
+        container.asked.add(frame.number)
+        waits = frame.input in container.hand and _waits_for_a_call(frame)
+        if waits:
+            container.waits[frame.input] += 1
+            self.wake()
+        try:
+            line = await self._desk.answer(self.record, container, frame)
+        finally:
+            container.asked.discard(frame.number)
+            if waits:
+                container.waits.subtract([frame.input])
+                container.waits += Counter()  # without those that are at zero
+        await container.send(line)
+
     def _failed(self, record: InputRecord, error: dict[str, Any]) -> None:
         retries = self.asked.retries
         record.attempts += 1
@@ -351,6 +469,7 @@ class Running:
             return
         record.state = "ended"
         self._printed.pop(record.id, None)
+        self.ends[kind] += 1
         self._desk.end_input(record, kind, doc)
 
     # ---- after a restart
@@ -376,7 +495,15 @@ class Running:
             if each.id not in has:  # the earlier server did not live to tell it
                 container.let_go(each.id)
                 self._requeue(each, first=True)
+        self._copies_first = False  # its chance may have passed
+        await container.send(protocol.go_on())
+        await container.send(protocol.again())
         self.wake()
+
+
+def _waits_for_a_call(frame: Frame) -> bool:
+    """Whether whoever asks this does nothing but wait for a call of its own."""
+    return frame.name in ("GET", "POST") and frame.text.startswith(("/v1/calls/", "/v1/functions/"))
 
 
 def _data(value: Value | None) -> dict[str, Any]:

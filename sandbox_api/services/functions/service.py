@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import structlog
@@ -22,15 +23,17 @@ from sandbox_api.services.copies import CopyService
 from sandbox_api.services.execs import ExecService
 from sandbox_api.services.functions.code import Code
 from sandbox_api.services.functions.container import Container
-from sandbox_api.services.functions.desk import Desk
+from sandbox_api.services.functions.desk import COPY_KEPT_S, Desk
 from sandbox_api.services.functions.queue import Waiting
-from sandbox_api.services.functions.running import Running
+from sandbox_api.services.functions.running import FunctionFacts, Running
 from sandbox_api.services.registry import Registry
 from sandbox_api.services.sandboxes import SandboxService
+from sandbox_api.services.secrets import SecretService
 from sandbox_api.services.uploads import Uploads
 from sandbox_api.services.usage import LABEL
 from sandbox_api.settings import Settings
 from sandbox_api.store.functions import CallRecord, ContainerRecord, FunctionRecord, InputRecord, ResultRecord
+from sandbox_api.store.records import SandboxRecord
 
 _log = structlog.get_logger(__name__)
 _PAGE: Final = 500
@@ -50,6 +53,7 @@ class FunctionService:
         execs: ExecService,
         uploads: Uploads,
         copies: CopyService,
+        secrets: SecretService,
         tasks: TaskOwner,
     ) -> None:
         self._settings = settings
@@ -61,7 +65,7 @@ class FunctionService:
         self._store = registry.store.functions
         self._code = Code(settings.state / "functions", uploads)
         values = settings.state / "values"
-        self._desk = Desk(host, registry, sandboxes, execs, uploads, self._code, copies, values)
+        self.desk = Desk(host, registry, sandboxes, execs, uploads, self._code, copies, secrets, values)
         self._running: dict[str, Running] = {}
 
     # ---- functions
@@ -70,11 +74,12 @@ class FunctionService:
         """A function; the same again is the one that there is."""
         if not self._settings.allow_root and asked.user.partition(":")[0] in ("root", "0"):
             raise Problem(403, "root_forbidden", "this server runs nothing as root", hint="leave `user` out")
-        doc = asked.model_dump(mode="json")
+        doc = asked.model_dump(mode="json", exclude={"run"})
         digest = hashlib.sha256(json.dumps(doc, sort_keys=True).encode()).hexdigest()
         if (known := self._store.function_of(tenant, digest)) is not None:
             await self.keep(tenant, known.id)
             return known
+        await self.desk.told(tenant, asked)
         if len(self._store.functions(tenant, _FUNCTIONS_MAX)) >= _FUNCTIONS_MAX:
             raise Problem(429, "too_many_functions", f"{_FUNCTIONS_MAX} are the most", hint="delete some")
         record = FunctionRecord(new_id("fun"), tenant, asked.app, asked.name, digest, time.time(), doc)
@@ -85,8 +90,8 @@ class FunctionService:
 
     def _of(self, record: FunctionRecord) -> Running:
         if (running := self._running.get(record.id)) is None:
-            running = self._running[record.id] = Running(self._desk, record)
-            self._tasks.spawn(running.run(), name=f"function {record.id}")
+            running = self._running[record.id] = Running(self.desk, record)
+            running.begin()
         return running
 
     async def get(self, tenant: str, id_: str) -> FunctionRecord:
@@ -103,6 +108,13 @@ class FunctionService:
     async def keep(self, tenant: str, id_: str) -> None:
         """Have as many containers of it ready as it asks for."""
         await self._set_retired(tenant, id_, False)
+
+    async def sandbox(self, tenant: str, id_: str, timeout_s: float) -> SandboxRecord:
+        """A sandbox such as its containers are, to look around in; its code is in /tmp/.isobox-function/code."""
+        record = await self.get(tenant, id_)
+        asked = CreateFunction.model_validate(record.asked)
+        live = await self.desk.like(record, asked, {"timeout_s": timeout_s, "labels": {"isobox.app": asked.app}})
+        return live.record
 
     def is_ready(self, id_: str) -> bool:
         """Whether as many containers of it are ready as it asks for."""
@@ -136,33 +148,57 @@ class FunctionService:
             app=record.app,
             name=record.name,
             image=record.asked["image"],
+            web=record.asked.get("web") is not None,
             created_at=time_of(record.created_at),  # type: ignore[arg-type]  # not None
             containers=0 if running is None else len(running.containers) + running.starting,
             queued=0 if running is None else len(running.queue) + running.queue.later,
-            running=0 if running is None else sum(len(each.hand) for each in running.containers.values()),
+            running=0 if running is None else sum(each.busy for each in running.containers.values()),
         )
+
+    @asynccontextmanager
+    async def visit(self, tenant: str, id_: str) -> AsyncIterator[tuple[str, int]]:
+        """A container of a web function for the time of a request: its sandbox, and the port that it listens on."""
+        record = await self.get(tenant, id_)
+        running = self._of(record)
+        if running.asked.web is None:
+            raise Problem(
+                404, "no_web_function", f"{record.name} is no web endpoint", hint="see @isobox.asgi_app and its kin"
+            )
+        async with running.visit() as container:
+            yield container.sandbox, running.asked.web.port
 
     # ---- calls
 
-    async def call(self, tenant: str, function: str, request: CreateCall) -> Call:
-        """A call with its first inputs; with wait_s it answers with what became of them by then."""
+    async def call(self, tenant: str, function: str, request: CreateCall, *, depth: int = 0) -> Call:
+        """A call with its first inputs; with wait_s it answers with what became of them by then.
+
+        depth: how many calls wait for it, one inside the other.
+        """
         record = await self.get(tenant, function)
-        if request.id is not None and (known := self._desk.call(request.id)) is not None:
+        if record.asked.get("web") is not None:
+            hint = f"send HTTP requests to /v1/functions/{function}/web/"
+            raise Problem(422, "web_function", f"{record.name} is a web endpoint, and takes no calls", hint=hint)
+        if request.id is not None and (known := self.desk.call(request.id)) is not None:
             if known.tenant != tenant or known.function != function:
                 raise Problem(409, "call_id_taken", "this id is in use", hint="choose a fresh random id")
             call = known
         else:
-            call = CallRecord(request.id or new_id("cal"), tenant, record.id, time.time(), open=request.more)
+            call = CallRecord(
+                *(request.id or new_id("cal"), tenant, record.id, time.time()),
+                open=request.more,
+                run=request.run,
+                depth=depth,
+            )
             inputs = [_input(call, index, each) for index, each in enumerate(request.inputs)]
             call.total = len(inputs)
             with self._store.transaction():
-                self._desk.add_call(call)
+                self.desk.add_call(call)
                 self._store.add_inputs(inputs)
                 if call.complete:
-                    self._desk.save(call)
+                    self.desk.save(call)
             running = self._of(record)
             for each in inputs:
-                running.put(Waiting(call.id, each.index))
+                running.put(Waiting(call.id, each.index, depth=depth))
             running.wake()
         return await self.results(tenant, call.id, 0, request.wait_s, whole=True)
 
@@ -179,20 +215,20 @@ class FunctionService:
             self._store.add_inputs(fresh)
             call.total += len(fresh)
             call.open = call.open and request.more
-            self._desk.save(call)
+            self.desk.save(call)
         record = self._store.function(call.function)
         assert record is not None
         running = self._of(record)
         if call.cancelled:
             running.cancel(call.id)
         for each in fresh:
-            running.put(Waiting(call.id, each.index))
+            running.put(Waiting(call.id, each.index, depth=call.depth))
         running.wake()
-        self._desk.tell(call.id)
+        self.desk.tell(call.id)
         return _describe(call)
 
     def _own(self, tenant: str, id_: str) -> CallRecord:
-        call = self._desk.call(id_)
+        call = self.desk.call(id_)
         if call is None or call.tenant != tenant:
             raise not_found("call")
         return call
@@ -208,7 +244,7 @@ class FunctionService:
                 return _described(call, found, after)
             try:
                 async with asyncio.timeout(left):
-                    await self._desk.moved(id_)
+                    await self.desk.moved(id_)
             except TimeoutError:
                 continue
 
@@ -218,28 +254,52 @@ class FunctionService:
         found = next(iter(self._store.results(id_, seq - 1, 1)), None)
         if found is None or found.seq != seq or "value" not in found.doc:
             raise not_found("value")
-        return self._desk.read(id_, found.doc["value"])
+        return self.desk.read(id_, found.doc["value"])
 
     async def cancel(self, tenant: str, id_: str) -> Call:
         """Nobody wants it any more; idempotent."""
         call = self._own(tenant, id_)
         if not call.complete:
             call.cancelled, call.open = True, False
-            self._desk.save(call)
+            self.desk.save(call)
             record = self._store.function(call.function)
             assert record is not None
             self._of(record).cancel(id_)
-            self._desk.tell(id_)
+            self.desk.tell(id_)
         return _describe(call)
+
+    def facts(self) -> list[FunctionFacts]:
+        """How all that are at work do."""
+        return [each.facts() for each in self._running.values() if each.containers or each.starts or each.ends]
 
     # ---- by themselves
 
     async def watch_retention(self) -> None:
         """Forget calls that ended long ago, for ever."""
         while True:
-            for id_ in self._store.calls_ended_before(time.time() - self._settings.retain_s):
-                self._desk.forget(id_)
+            before = time.time() - self._settings.retain_s
+            for id_ in self._store.calls_ended_before(before):
+                self.desk.forget(id_)
+            await self._forget_unused(before)
             await asyncio.sleep(min(30.0, self._settings.retain_s))
+
+    async def _forget_unused(self, before: float) -> None:
+        """Functions that are part of no app, of no run, and of no call that is remembered."""
+        kept = {each for run in self._store.runs() for each in run.functions}
+        kept |= {id_ for app in self._store.apps() for each in app.history for id_ in each["functions"].values()}
+        kept |= self._store.functions_called() | {each.function for each in self._store.containers()}
+        for record in self._store.functions(None, _FUNCTIONS_MAX):
+            keeps_ready = record.asked["min_containers"] and not record.retired
+            running = self._running.get(record.id)
+            copied = record.snapshot is not None and record.created_at > time.time() - COPY_KEPT_S
+            busy = running is not None and not running.idle
+            if record.created_at > before or record.id in kept or keeps_ready or copied or busy:
+                continue
+            if running is not None:
+                await running.close()
+                del self._running[record.id]
+            self._store.forget_function(record.id)
+            self._code.forget(record.id)
 
     async def recover(self) -> None:
         """After a start: go on with what an earlier server left."""
@@ -274,7 +334,8 @@ class FunctionService:
                 continue
             each.state, each.container = "queued", None
             self._store.save_input(each)
-            running.put(Waiting(each.call, each.index, each.not_before))
+            call = self.desk.call(each.call)
+            running.put(Waiting(each.call, each.index, each.not_before, 0 if call is None else call.depth))
         running.wake()
 
     async def _end(self, tenant: str, sandbox: str) -> None:
@@ -285,7 +346,7 @@ class FunctionService:
 
     async def close(self) -> None:
         """The server ends: containers go on."""
-        self._desk.closing = True
+        self.desk.closing = True
         for each in self._running.values():
             await each.close()
 

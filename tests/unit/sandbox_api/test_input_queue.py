@@ -24,6 +24,18 @@ def test_what_waits_for_its_moment_comes_first_then() -> None:
     assert queue.take() == Waiting("a", 0)
 
 
+def test_a_place_that_is_lent_takes_deeper_ones_alone() -> None:
+    queue = InputQueue()
+    queue.put(Waiting("shallow", 0))
+    queue.put(Waiting("deep", 0, depth=2))
+    assert queue.take(below=2) is None
+    assert queue.take(below=1) == Waiting("deep", 0, depth=2)
+    assert queue.take(below=0) is None
+    queue.put(Waiting("deep", 1, not_before=1.0, depth=2))
+    queue.ripen(2.0)
+    assert queue.take(below=1) == Waiting("deep", 1, depth=2)
+
+
 def test_a_call_can_be_taken_out() -> None:
     queue = InputQueue()
     for call in ("a", "b"):

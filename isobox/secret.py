@@ -1,0 +1,43 @@
+"""Secrets: what the server keeps sealed and never tells again.
+
+isobox.Secret.put("openai-key", "sk-…")
+
+@app.function(secrets=[isobox.Secret.from_name("openai-key")])  # OPENAI_KEY in the container's environment
+def ask(question): ...
+
+A container can read such a variable, and send it wherever its network policy lets it. What only has to be in requests
+to one host is safer as `inject` in that policy: then the container never has it (docs/policies.md).
+"""
+
+import re
+from contextlib import closing
+from dataclasses import dataclass
+
+from isobox import calls
+from isobox.config import Config
+from isobox.transport import Transport
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A secret by its name, and the variable that a function finds it in."""
+
+    name: str
+    env: str
+
+    @classmethod
+    def from_name(cls, name: str, *, env: str | None = None) -> "Secret":
+        """In this variable; by default the name in capitals, with underscores."""
+        return cls(name, env or re.sub(r"[^A-Z0-9_]", "_", name.upper()))
+
+    @classmethod
+    def put(cls, name: str, value: str, *, url: str | None = None, api_key: str | None = None) -> "Secret":
+        """Keep a value of at least 8 characters, or replace it: containers that start later have it."""
+        with closing(Transport(Config.find(url, api_key))) as transport:
+            transport.send(calls.secret("PUT", name, json={"value": value}))
+        return cls.from_name(name)
+
+    def delete(self, *, url: str | None = None, api_key: str | None = None) -> None:
+        """Forget it; NotFound."""
+        with closing(Transport(Config.find(url, api_key))) as transport:
+            transport.send(calls.secret("DELETE", self.name))

@@ -1,0 +1,193 @@
+"""Apps that clients run: what they made for that, and whether they still live.
+
+A client says every now and then that it is there, and is told then what it is to make: a function that a container
+calls is made when it is called first. Nothing is kept ready for a client that has been silent for a while.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from typing import Final
+
+import structlog
+
+from sandbox_api.models.functions import RunAnswer, RunNews, Wanted
+from sandbox_api.problems import Problem, invalid, not_found
+from sandbox_api.services.functions.service import FunctionService
+from sandbox_api.services.registry import Registry
+from sandbox_api.store.functions import AppRecord, FunctionRecord, RunRecord
+
+_log = structlog.get_logger(__name__)
+_SILENT_S: Final = 60.0
+_LOOK_S: Final = 5.0
+_FIND_S: Final = 60.0
+_ENDED_MAX: Final = 1000
+
+Name = tuple[str, str | None]
+"""A function's name, and for a class the parameters of an instance as they are written."""
+
+
+class Run:
+    """One, as long as it goes on."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self.record = record
+        self.heard_at = time.monotonic()
+        self.listening = 0
+        self.wanted: set[Name] = set()
+        self.moved = asyncio.Event()
+
+    def tell(self) -> None:
+        """Something changed."""
+        self.moved.set()
+        self.moved = asyncio.Event()
+
+
+class RunService:
+    """See the module."""
+
+    def __init__(self, registry: Registry, functions: FunctionService) -> None:
+        self._store = registry.store.functions
+        self._functions = functions
+        self._runs = {each.id: Run(each) for each in self._store.runs()}
+        self._ended: OrderedDict[str, None] = OrderedDict()
+
+    # ---- for clients
+
+    def made(self, tenant: str, run: str, function: FunctionRecord) -> None:
+        """A client made a function for its run."""
+        self._add(self._of(tenant, run, function.app), [function.id])
+
+    async def heard(self, tenant: str, id_: str, news: RunNews) -> RunAnswer:
+        """A client is there, and listens for a while."""
+        if id_ in self._ended:
+            return RunAnswer(ended=True)
+        run = self._of(tenant, id_, news.app)
+        for each in news.functions:
+            if (await self._functions.get(tenant, each)).app != run.record.app:
+                raise invalid(f"function {each} is another app's", f"make it with app={run.record.app!r}")
+        self._add(run, news.functions)
+        run.listening += 1
+        try:
+            async with asyncio.timeout(news.wait_s):
+                while not run.wanted and id_ in self._runs:
+                    await run.moved.wait()
+        except TimeoutError:
+            return RunAnswer()
+        finally:
+            run.listening -= 1
+            run.heard_at = time.monotonic()
+        return RunAnswer(
+            wanted=[Wanted(name=name, parameters=each) for name, each in run.wanted], ended=id_ in self._ended
+        )
+
+    def _of(self, tenant: str, id_: str, app: str) -> Run:
+        if (run := self._runs.get(id_)) is None:
+            record = RunRecord(id_, tenant, app)
+            run = self._runs[id_] = Run(record)
+            self._store.save_run(record)
+        if run.record.tenant != tenant or run.record.app != app:
+            raise Problem(409, "run_id_taken", "this id is in use", hint="choose a fresh random id")
+        run.heard_at = time.monotonic()
+        return run
+
+    def _add(self, run: Run, functions: list[str]) -> None:
+        fresh = [each for each in functions if each not in run.record.functions]
+        if fresh:
+            run.record.functions += fresh
+            self._store.save_run(run.record)
+        for each in fresh:
+            if (made := self._store.function(each)) is not None:
+                run.wanted.discard(_name(made))
+        if fresh:
+            run.tell()
+
+    async def end(self, tenant: str, id_: str) -> None:
+        """A client is done: what it made is kept ready for it no more. Idempotent; 404 for another's."""
+        if id_ in self._ended:
+            return
+        run = self._runs.get(id_)
+        if run is None or run.record.tenant != tenant:
+            raise not_found("run")
+        del self._runs[id_]
+        self._ended[id_] = None
+        while len(self._ended) > _ENDED_MAX:
+            self._ended.popitem(last=False)
+        self._store.forget_run(id_)
+        run.tell()
+        for each in run.record.functions:
+            if not self.is_used(tenant, each):
+                await self._functions.retire(tenant, each)
+
+    # ---- for others
+
+    def is_used(self, tenant: str, function: str) -> bool:
+        """Whether an app that is in force or runs has a function."""
+        return (
+            any(function in each.record.functions for each in self._runs.values())
+            or self._deployed(tenant, function) is not None
+        )
+
+    def _deployed(self, tenant: str, function: str) -> AppRecord | None:
+        return next((each for each in self._store.apps(tenant) if function in each.functions.values()), None)
+
+    async def find(self, caller: FunctionRecord, run_id: str | None, name: Name) -> FunctionRecord:
+        """The function of the caller's app by this name, as its run or its version has it; 404 if nobody makes it."""
+        run = self._runs.get(run_id or "") or next(
+            (each for each in self._runs.values() if caller.id in each.record.functions), None
+        )
+        if run is None or (run_id is None and self._deployed(caller.tenant, caller.id) is not None):
+            found = self._in_force(caller, name)
+            if found is None:
+                raise Problem(
+                    404,
+                    "function_not_found",
+                    f"app {caller.app} has no function {name[0]} in force{_with(name)}",
+                    hint="deploy it, of a class the instance too; or keep the client that runs the app",
+                )
+            return found
+        try:
+            async with asyncio.timeout(_FIND_S):
+                while True:
+                    for each in reversed(run.record.functions):
+                        made = self._store.function(each)
+                        if made is not None and _name(made) == name:
+                            return made
+                    if name not in run.wanted:
+                        run.wanted.add(name)
+                        run.tell()
+                    await run.moved.wait()
+        except TimeoutError:
+            run.wanted.discard(name)
+            raise Problem(
+                404,
+                "function_not_found",
+                f"the client of app {caller.app} did not make {name[0]}{_with(name)} within {_FIND_S:.0f} s",
+                hint="it has to run while its functions call others for the first time; its stderr says what failed",
+            ) from None
+
+    def _in_force(self, caller: FunctionRecord, name: Name) -> FunctionRecord | None:
+        app = self._deployed(caller.tenant, caller.id) or self._store.app(caller.tenant, caller.app)
+        for each in app.functions.values() if app is not None else ():
+            made = self._store.function(each)
+            if made is not None and _name(made) == name:
+                return made
+        return None
+
+    async def watch(self) -> None:
+        """Take those for gone that have been silent, for ever."""
+        while True:
+            for id_, run in list(self._runs.items()):
+                if not run.listening and run.heard_at + _SILENT_S < time.monotonic():
+                    _log.info("a client is gone", app=run.record.app, run=id_)
+                    await self.end(run.record.tenant, id_)
+                    del self._ended[id_]  # it may come back, from a long sleep
+            await asyncio.sleep(_LOOK_S)
+
+
+def _name(record: FunctionRecord) -> Name:
+    return record.name, record.asked["entry"].get("parameters")
+
+
+def _with(name: Name) -> str:
+    return "" if name[1] is None else " with these parameters"
