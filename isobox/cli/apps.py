@@ -143,8 +143,10 @@ def stop(name: Name) -> None:
 
 @apps_app.command()
 def logs(name: Name) -> None:
-    """Print what each scheduled function said when it ran last."""
+    """Print what functions said for nobody: web endpoints, and those that ran by schedule when they ran last."""
     for function, each in _send("GET", f"/v1/apps/{name}")["functions"].items():
+        text = _send("GET", f"/v1/functions/{each['id']}/logs")["text"]
+        print("".join(f"{function} | {line}\n" for line in text.splitlines()), end="")
         if each["last_call"] is None:
             continue
         after = 0

@@ -36,10 +36,15 @@ _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
 
 
 def show(index: int, stream: int, text: str) -> None:
-    """Prints go where this program's go; of a map, with the input's number in front of each line."""
+    """Prints go where this program's go."""
     out = sys.stderr if stream == 2 else sys.stdout
     out.write(text)
     out.flush()
+
+
+def show_tagged(index: int, stream: int, text: str) -> None:
+    """The same with the input's number in front of each line: of a map, where several speak at once."""
+    show(index, stream, "".join(f"[{index}] {line}" for line in text.splitlines(keepends=True)))
 
 
 def new_id(kind: Literal["cal", "run"]) -> str:

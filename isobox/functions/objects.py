@@ -281,7 +281,7 @@ class Queue(_Object):
             while True:
                 wait_s, last = _next_wait(deadline)
                 try:
-                    self._send("POST", "/put", json=body | {"wait_s": wait_s})
+                    self._send("POST", "/put", params={"wait_s": f"{wait_s:.3f}"}, json=body)
                     break
                 except ConflictError as error:
                     if last:
@@ -298,8 +298,8 @@ class Queue(_Object):
         deadline = _deadline(block, timeout)
         while True:
             wait_s, last = _next_wait(deadline)
-            body = {"count": count, "partition": partition, "wait_s": wait_s, "token": _token()}
-            found = self._send("POST", "/get", json=body)["values"]
+            body = {"count": count, "partition": partition, "token": _token()}
+            found = self._send("POST", "/get", params={"wait_s": f"{wait_s:.3f}"}, json=body)["values"]
             if found:
                 return [self._unpack(each) for each in found]
             if last:

@@ -7,7 +7,19 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar
 from isobox.calls import system
 from isobox.config import Config
 from isobox.errors import IsoboxError
-from isobox.functions.calls import Ended, FunctionCall, Inputs, Show, Trust, argument, batches, follow, new_id
+from isobox.functions.calls import (
+    Ended,
+    FunctionCall,
+    Inputs,
+    Show,
+    Trust,
+    argument,
+    batches,
+    follow,
+    new_id,
+    show,
+    show_tagged,
+)
 from isobox.functions.errors import FunctionError
 from isobox.transport import Transport
 
@@ -174,7 +186,8 @@ class Remote(Generic[P, R]):
         waiting: dict[int, Ended] = {}
         following, over = 0, False
         try:
-            for each in follow(running.transport, call, self._trust, printed=running.on_print):
+            printed = show_tagged if running.on_print is show else running.on_print
+            for each in follow(running.transport, call, self._trust, printed=printed):
                 waiting[each.index] = each
                 while waiting:
                     found = waiting.pop(following if ordered else each.index, None)

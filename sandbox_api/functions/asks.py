@@ -26,7 +26,9 @@ class Asks:
         pack: Callable[[bytes], dict[str, Any]],
         unpack: Callable[[dict[str, Any]], bytes],
         whose: Callable[[], str | None],
+        most: int,
     ) -> None:
+        self._places = threading.Semaphore(most)  # whoever asks more at once is taken for no runner of ours
         self._channel = channel
         self._pack = pack
         self._unpack = unpack
@@ -38,6 +40,10 @@ class Asks:
 
     def ask(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         """The answer's status and body; ConnectionError once the container ends."""
+        with self._places:
+            return self._ask(method, path, body)
+
+    def _ask(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         with self._lock:
             if self._ended:
                 raise ConnectionError("the container ends")

@@ -155,7 +155,7 @@ class Runner:
         if self.asks is None:
             from asks import Asks
 
-            self.asks = Asks(self.channel, self.packed, self.value, INPUT.get)
+            self.asks = Asks(self.channel, self.packed, self.value, INPUT.get, self.said["questions"])
         found: tuple[int, bytes] = self.asks.ask(method, path, body)
         return found
 

@@ -27,6 +27,14 @@ class Container:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """How long an input takes, as far as that can be said now, and how long a container takes to start; seconds."""
+
+    input_s: float
+    start_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """So many to start; those to stop; the moment to look again, None if only work changes anything."""
 
@@ -35,23 +43,29 @@ class Plan:
     look_at: float | None = None
 
 
-def plan(bounds: Bounds, queued: int, containers: Sequence[Container], now: float) -> Plan:
+def plan(bounds: Bounds, queued: int, containers: Sequence[Container], now: float, pace: Pace | None = None) -> Plan:
     """What to do now.
 
     Enough for what is queued and in hand, and buffer more while there is any of that; no more than most, no fewer than
-    least. One that has had no work for scaledown_s goes, the longest idle first.
+    least. Where the pace is known none is started for a queue that those which are there have done before it would be
+    ready: this is looked at again by then. One that has had no work for scaledown_s goes, the longest idle first.
     """
     busy = sum(each.busy for each in containers)
     needed = math.ceil((queued + busy) / bounds.concurrency)
+    look_at = None
+    if pace is not None and containers and needed > len(containers):
+        worth = max(len(containers), math.ceil(queued * pace.input_s / (bounds.concurrency * max(pace.start_s, 0.001))))
+        if worth < needed:
+            needed, look_at = worth, now + pace.start_s
     if needed:
         needed += bounds.buffer
     wanted = min(bounds.most, max(bounds.least, needed))
     if wanted > len(containers):
-        return Plan(start=wanted - len(containers))
+        return Plan(start=wanted - len(containers), look_at=look_at)
     idle = sorted(
         (each for each in containers if not each.busy and not each.starting), key=lambda each: each.idle_since
     )
     spare = idle[: len(containers) - wanted]
     due = [each for each in spare if each.idle_since + bounds.scaledown_s <= now]
     later = [each.idle_since + bounds.scaledown_s for each in spare if each not in due]
-    return Plan(stop=[each.name for each in due], look_at=min(later, default=None))
+    return Plan(stop=[each.name for each in due], look_at=min([*later, *([look_at] if look_at else [])], default=None))

@@ -111,6 +111,12 @@ class Function(BaseModel):
     web: bool
 
 
+class FunctionLogs(BaseModel):
+    """The last 64 KiB that a function's containers printed for no input, since the server's start."""
+
+    text: str
+
+
 class FunctionSandbox(Strict):
     """How long a sandbox that is like a function's containers is to live, in seconds."""
 
@@ -186,22 +192,26 @@ class Call(BaseModel):
     more: bool = False
 
 
-class RunNews(Strict):
-    """A client that runs an app says that it is there, and which functions it has made; it is told what is wanted.
-
-    The answer comes after wait_s seconds, or as soon as a container wants a function that was not made.
-    """
-
-    app: AppName
-    functions: Annotated[list[FunctionId], Field(max_length=10_000)] = []
-    wait_s: Annotated[float, Field(ge=0, le=25, allow_inf_nan=False)] = 0.0
-
-
 class Wanted(BaseModel):
     """A function that a container asks for, by its name; of a class, with its parameters as they are written."""
 
-    name: str
-    parameters: str | None
+    name: Annotated[str, Field(max_length=255)]
+    parameters: Annotated[str, Field(max_length=2048)] | None = None
+
+
+class NotMade(Wanted):
+    """One that a client could not make, and why."""
+
+    error: Annotated[str, Field(max_length=4000)]
+
+
+class RunNews(Strict):
+    """A client that runs an app says that it is there, which functions it has made, is making, and could not make."""
+
+    app: AppName
+    functions: Annotated[list[FunctionId], Field(max_length=10_000)] = []
+    making: Annotated[list[Wanted], Field(max_length=1000)] = []
+    failed: Annotated[list[NotMade], Field(max_length=1000)] = []
 
 
 class RunAnswer(BaseModel):

@@ -15,7 +15,7 @@ Key = Annotated[Base64Bytes, Field(max_length=KEY_MAX)]
 Value = Annotated[Base64Bytes, Field(max_length=VALUE_MAX)]
 Part = Annotated[str, Field(max_length=64)]
 Token = Annotated[str, Field(pattern=r"^[a-z0-9]{16,64}$")]
-Wait = Annotated[float, Field(ge=0, le=25, allow_inf_nan=False)]
+WAIT_MAX_S = 25.0
 
 
 class CreateObject(Strict):
@@ -88,21 +88,19 @@ class Items(BaseModel):
 
 
 class PutValues(Strict):
-    """Values for the end of a partition, all or none; waiting up to wait_s seconds for room. ttl_s: kept so long."""
+    """Values for the end of a partition, all or none. ttl_s: they are kept so long."""
 
     values: Annotated[list[Value], Field(min_length=1, max_length=BATCH_MAX)]
     partition: Part = ""
     ttl_s: Annotated[float, Field(gt=0, le=30 * 86400, allow_inf_nan=False)] = 86400.0
-    wait_s: Wait = 0.0
     token: Token | None = None
 
 
 class GetValues(Strict):
-    """Up to count values of a partition's front, taken out; waiting up to wait_s seconds for the first."""
+    """Up to count values of a partition's front, taken out."""
 
     count: Annotated[int, Field(ge=1, le=BATCH_MAX)] = 1
     partition: Part = ""
-    wait_s: Wait = 0.0
     token: Token | None = None
 
 

@@ -14,6 +14,7 @@ from sandbox_api.models.functions import (
     CreateFunction,
     Deploy,
     Function,
+    FunctionLogs,
     FunctionPage,
     FunctionSandbox,
     RollBack,
@@ -35,7 +36,7 @@ async def create(use: Use, tenant: Tenant, request: CreateFunction) -> Function:
     """Make a function; the same again is the one that there is."""
     record = await use.functions.create(tenant, request)
     if request.run is not None:
-        use.runs.made(tenant, request.run, record)
+        await use.runs.made(tenant, request.run, record)
     return use.functions.describe(record)
 
 
@@ -56,6 +57,12 @@ async def retire(use: Use, tenant: Tenant, function_id: FunctionId) -> None:
     """Keep no containers of it ready any more, unless an app that is deployed or runs has it; calls go on."""
     if not use.runs.is_used(tenant, function_id):
         await use.functions.retire(tenant, function_id)
+
+
+@router.get("/v1/functions/{function_id}/logs", responses=problems())
+async def logs(use: Use, tenant: Tenant, function_id: FunctionId) -> FunctionLogs:
+    """What its containers printed for no input: when they began, in web endpoints, in threads."""
+    return FunctionLogs(text=await use.functions.said(tenant, function_id))
 
 
 @router.post("/v1/functions/{function_id}/sandbox", status_code=201, responses=problems(409, 429))
@@ -105,9 +112,15 @@ RunId = Annotated[str, Path(pattern=r"^run[a-z2-7]{26}$")]
 
 
 @router.put("/v1/runs/{run_id}", responses=problems(409))
-async def run_news(use: Use, tenant: Tenant, run_id: RunId, request: RunNews) -> RunAnswer:
-    """Say that an app runs here, and hear what its containers want to be made."""
-    return await use.runs.heard(tenant, run_id, request)
+async def run_news(
+    use: Use,
+    tenant: Tenant,
+    run_id: RunId,
+    request: RunNews,
+    wait_s: Annotated[float, Query(ge=0, le=25, allow_inf_nan=False)] = 0.0,
+) -> RunAnswer:
+    """Say that an app runs here, and hear what its containers want to be made, as soon as there is such a thing."""
+    return await use.runs.heard(tenant, run_id, request, wait_s)
 
 
 @router.delete("/v1/runs/{run_id}", status_code=204, responses=problems())

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Path, Query, Request
 
 from sandbox_api.models.common import time_of
 from sandbox_api.models.objects import (
+    WAIT_MAX_S,
     ClearQueue,
     CreateObject,
     GetValues,
@@ -25,6 +26,7 @@ from sandbox_api.store.objects import Kind, ObjectRecord
 
 router = APIRouter(tags=["objects"])
 Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Wait = Annotated[float, Query(ge=0, le=WAIT_MAX_S, allow_inf_nan=False)]
 Place = Annotated[int, Query(ge=0, le=1 << 53)]
 
 
@@ -107,15 +109,17 @@ async def clear(use: Use, tenant: Tenant, name: Name) -> None:
 
 
 @router.post("/v1/queues/{name}/put", status_code=204, responses=problems(409, 507))
-async def put_values(use: Use, tenant: Tenant, name: Name, request: PutValues) -> None:
-    """Put values at the end of a partition, all or none."""
-    await use.objects.put_values(tenant, name, request)
+async def put_values(use: Use, tenant: Tenant, name: Name, request: PutValues, wait_s: Wait = 0.0) -> None:
+    """Put values at the end of a partition, all or none, waiting up to wait_s seconds for room."""
+    await use.objects.put_values(tenant, name, request, wait_s)
 
 
 @router.post("/v1/queues/{name}/get", responses=problems())
-async def take(use: Use, tenant: Tenant, name: Name, request: GetValues, connection: Request) -> Taken:
-    """Take values out of a partition's front."""
-    return Taken(values=await use.objects.take(tenant, name, request, connection.is_disconnected))
+async def take(
+    use: Use, tenant: Tenant, name: Name, request: GetValues, connection: Request, wait_s: Wait = 0.0
+) -> Taken:
+    """Take values out of a partition's front, waiting up to wait_s seconds for the first."""
+    return Taken(values=await use.objects.take(tenant, name, request, wait_s, connection.is_disconnected))
 
 
 @router.get("/v1/queues/{name}/items", responses=problems())

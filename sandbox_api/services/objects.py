@@ -25,7 +25,7 @@ _ANSWERS_KEPT_S: Final = 3600.0
 _USED_STEP_S: Final = 60.0
 _LOOK_S: Final = 30.0
 _PAGE: Final = 500
-_PAGE_BYTES: Final = 4 << 20
+_PAGE_BYTES: Final = 1 << 20
 
 Gone = Callable[[], Awaitable[bool]]
 """Tells whether whoever waits has gone: nothing is taken out for nobody."""
@@ -139,9 +139,9 @@ class ObjectService:
 
     # ---- queues
 
-    async def put_values(self, tenant: str, name: str, asked: PutValues) -> None:
+    async def put_values(self, tenant: str, name: str, asked: PutValues, wait_s: float) -> None:
         """At the end of a partition; 409 where there was no room in time."""
-        deadline, token = time.monotonic() + asked.wait_s, _token("put", asked.token)
+        deadline, token = time.monotonic() + wait_s, _token("put", asked.token)
         while True:
             record = self.get(tenant, "queue", name)
             known = token and self._store.answered(record.id, token)
@@ -161,9 +161,9 @@ class ObjectService:
         self._once(record, token, change)
         self._tell(record)
 
-    async def take(self, tenant: str, name: str, asked: GetValues, gone: Gone) -> list[str]:
+    async def take(self, tenant: str, name: str, asked: GetValues, wait_s: float, gone: Gone) -> list[str]:
         """From the front of a partition, waiting for the first; none where nothing came in time."""
-        deadline, token = time.monotonic() + asked.wait_s, _token("get", asked.token)
+        deadline, token = time.monotonic() + wait_s, _token("get", asked.token)
         while True:
             record = self.get(tenant, "queue", name)
 

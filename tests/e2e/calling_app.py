@@ -1,7 +1,10 @@
 """Functions that call each other, and leave things for each other."""
 
+import json
 import os
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -108,6 +111,18 @@ def work(jobs: Any, done: Any) -> int:
     return count
 
 
+@app.function(max_containers=2)
+def once(jobs: Any, done: Any) -> int:
+    """Takes jobs, and notes that nobody else had them."""
+    count = 0
+    while (job := jobs.get(timeout=60)) is not None:
+        if not done.put(job, 1, if_absent=True):
+            raise AssertionError(f"{job} came twice")
+        time.sleep(0.02)
+        count += 1
+    return count
+
+
 @app.function(max_containers=1)
 def counts_up(name: str) -> int:
     """By the name of a dict."""
@@ -120,6 +135,25 @@ def counts_up(name: str) -> int:
 def counts_nothing(name: str) -> int:
     """May not."""
     return len(isobox.Dict.from_name(name))
+
+
+@app.function(max_containers=1)
+def floods() -> None:
+    """Asks past its runner, and reads no answers."""
+    channel = sys.stdout._channel._fd  # type: ignore[attr-defined]
+    for number in range(2000):
+        question = {"k": "ask", "q": number, "i": None, "m": "GET", "p": "/find?name=nobody", "v": {"d": ""}}
+        os.write(channel, json.dumps(question).encode() + b"\n")
+    time.sleep(60)
+
+
+@app.function(max_containers=1)
+def asks_for(path: str) -> int:
+    """What the server says to a path that it does not answer here."""
+    import isobox_inside
+
+    status, _ = isobox_inside.ask("GET", path)
+    return int(status)
 
 
 @app.function(max_containers=1)

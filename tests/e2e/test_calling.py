@@ -66,20 +66,40 @@ def test_recursion_ends_in_one_container_each(running: None, http: httpx.Client)
         ca.factorial.remote(40)
 
 
-def test_a_function_that_cannot_be_made_says_so(
-    running: None, keys: dict[str, str], capfd: pytest.CaptureFixture[str]
-) -> None:
-    app = isobox.App("unmade")
+def test_what_cannot_be_made_is_told_inside(keys: dict[str, str]) -> None:
+    app = isobox.App("unmakeable")
 
-    @app.function(image="no-such-image", max_containers=1)
-    def absent() -> None: ...
+    @app.function(image=isobox.Image.base("python").run("echo no such step >&2; exit 3"), max_containers=1)
+    def broken() -> None: ...
 
     @app.function(max_containers=1)
     def calls() -> None:
-        absent.remote()
+        broken.remote()
 
-    with app.run(**keys), pytest.raises((isobox.ContainerFailed, isobox.RemoteError), match="no-such-image"):
-        calls.remote()
+    with app.run(**keys):
+        for _ in range(2):
+            with pytest.raises(isobox.RemoteError, match=r"broken cannot be made: ImageFailed: .* step 1 failed"):
+                calls.remote()
+
+
+def test_a_spawned_call_calls_on_when_its_client_has_gone(keys: dict[str, str]) -> None:
+    app = isobox.App("leaving")
+
+    @app.function(max_containers=1)
+    def inner(x: int) -> int:
+        return x + 1
+
+    @app.function(max_containers=1)
+    def outer(x: int, seconds: float) -> int:
+        import time
+
+        time.sleep(seconds)
+        return int(inner.remote(x))
+
+    with app.run(**keys):
+        assert outer.remote(1, 0.0) == 2
+        call = outer.spawn(5, 1.0)
+    assert isobox.FunctionCall.from_id(call.id, **keys).get(timeout=30) == 6
 
 
 def test_a_call_inside_survives_the_server(own_server: Server) -> None:
@@ -109,12 +129,33 @@ def test_a_call_inside_survives_the_server(own_server: Server) -> None:
 
 def test_a_client_that_is_gone_keeps_nothing_ready(running: None, http: httpx.Client) -> None:
     run = "run" + "a" * 26
-    body = {"app": "calling", "functions": [], "wait_s": 0}
+    body = {"app": "calling", "functions": []}
     assert http.put(f"/v1/runs/{run}", json=body).json() == {"wanted": [], "ended": False}
     assert http.put(f"/v1/runs/{run}", json=body | {"app": "other"}).json()["code"] == "run_id_taken"
     assert http.delete(f"/v1/runs/{run}").status_code == 204
     assert http.put(f"/v1/runs/{run}", json=body).json()["ended"] is True
     assert http.delete("/v1/runs/run" + "b" * 26).json()["code"] == "run_not_found"
+
+
+def test_what_a_container_may_not_ask(running: None, http: httpx.Client) -> None:
+    other = isobox.App("calling-other")
+
+    @other.function(max_containers=1)
+    def theirs() -> int:
+        return 1
+
+    with other.run(url=str(http.base_url), api_key=http.headers["authorization"].removeprefix("Bearer ")):
+        call = theirs.spawn()
+        call.get()
+        for path in ("/v1/sandboxes", "/v1/secrets", f"/v1/calls/{call.id}", "/v1/dicts/../secrets", "/v1/uploads/x"):
+            assert ca.asks_for.remote(path) == 404
+        assert ca.asks_for.remote(f"/v1/calls/{call.id}?after=nan") in (404, 422)
+        assert ca.asks_for.remote("/v1/dicts/none/items?after=-1") == 422
+
+
+def test_a_container_that_floods_the_server_with_questions_ends(running: None) -> None:
+    with pytest.raises(isobox.ContainerFailed, match="broke the protocol: more questions"):
+        ca.floods.remote()
 
 
 # ---- batches, secrets
@@ -254,6 +295,22 @@ def test_what_waits_is_kept_when_the_server_dies(own_server: Server) -> None:
         own_server.start()
         assert kept.get_many(20) == list(range(10))
     Queue.delete("kept", **keys)
+
+
+def test_a_killed_server_loses_and_repeats_no_job(own_server: Server) -> None:
+    own_server.start()
+    keys = {"url": own_server.url, "api_key": own_server.key}
+    app = isobox.App("jobs")
+    take = app.function(max_containers=2)(ca.once.isobox_local)
+    with app.run(**keys), Queue.ephemeral(**keys) as jobs, Dict.ephemeral(**keys) as done:
+        workers = [take.spawn(jobs, done) for _ in range(2)]
+        jobs.put_many([*range(200), None, None])
+        for least in (20, 80):
+            until(lambda: len(done) > least)  # noqa: B023
+            own_server.kill()
+            own_server.start()
+        assert sum(each.get(timeout=90) for each in workers) == 200
+        assert len(done) == 200
 
 
 def test_containers_share_queues_and_dicts(running: None, keys: dict[str, str]) -> None:

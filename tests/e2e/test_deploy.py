@@ -38,6 +38,7 @@ def test_what_is_deployed_stays_and_runs_by_itself(own_server: Server) -> None:
     ]
     answer = httpx.get(f"{said[1].strip()}passwd", headers={"Authorization": f"Bearer {own_server.key}"})
     assert answer.text.startswith("root:")
+    until(lambda: "page | 127.0.0.1 - - " in cli(own_server, "app", "logs", "deployed"))
     with by_name(own_server, "double") as double, by_name(own_server, "Counter.plus") as plus:
         assert double.remote(4) == 8
         assert plus.remote(2) == 7

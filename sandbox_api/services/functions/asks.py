@@ -20,6 +20,7 @@ from sandbox_api.functions import protocol
 from sandbox_api.functions.protocol import Frame, Value
 from sandbox_api.models.functions import AddInputs, CreateCall
 from sandbox_api.models.objects import (
+    WAIT_MAX_S,
     ClearQueue,
     CreateObject,
     GetValues,
@@ -41,7 +42,6 @@ from sandbox_api.services.uploads import Uploads
 from sandbox_api.store.functions import CallRecord, FunctionRecord
 
 _BODY_MAX: Final = 8 << 20
-_OPEN_MAX: Final = 1000
 _WAIT_MAX_S: Final = 60.0
 _DEPTH_MAX: Final = 32
 _FOLDER: Final = "asks"
@@ -115,8 +115,6 @@ class Asks:
                 f"{function.app}.{function.name} may not call other functions, nor use dicts and queues",
                 hint="define it without restricted=True",
             )
-        if len(container.asked) > _OPEN_MAX:
-            raise Problem(429, "too_many_questions", f"a container asks {_OPEN_MAX} things at once at most")
         path, _, query = frame.text.partition("?")
         handler, parts = next(
             (
@@ -246,13 +244,14 @@ class Asks:
 
     async def put_values(self, question: Question, name: str) -> Answer:
         """Into a queue."""
-        await self._objects.put_values(question.function.tenant, name, await question.body(PutValues))
+        asked, wait_s = await question.body(PutValues), question.number("wait_s", WAIT_MAX_S)
+        await self._objects.put_values(question.function.tenant, name, asked, wait_s)
         return 204, b""
 
     async def take(self, question: Question, name: str) -> Answer:
         """Out of a queue."""
-        asked = await question.body(GetValues)
-        return 200, _json(Taken(values=await self._objects.take(question.function.tenant, name, asked, _never)))
+        asked, wait_s = await question.body(GetValues), question.number("wait_s", WAIT_MAX_S)
+        return 200, _json(Taken(values=await self._objects.take(question.function.tenant, name, asked, wait_s, _never)))
 
     async def peek(self, question: Question, name: str) -> Answer:
         """What waits in a queue."""

@@ -15,10 +15,17 @@ from sandbox_api.problems import invalid
 from sandbox_api.services.uploads import Uploads
 
 FOLDER: Final = "/tmp/.isobox-function"  # in the sandbox, its own
+BOOT: Final = (
+    "import importlib, io, json, os, sys, threading; f = sys.path[0] = sys.argv[1]; sys.stdin.buffer.readline();"
+    " p = f + '/runner.py'; exec(compile(open(p, 'rb').read(), p, 'exec'), {'__name__': '__main__', '__file__': p})"
+)
+"""Starts Python, with what the runner imports, while the runner's folder is being filled; a line says that it is."""
+
 _PROGRAMS: Final = Path(__file__).parents[2] / "functions"
 _OURS: Final = ("runner.py", "asks.py", "batches.py")
 _CODE_MAX: Final = 64 << 20
 _PIECE: Final = 1 << 20
+_QUESTIONS: Final = 256
 
 
 class Code:
@@ -48,6 +55,7 @@ class Code:
             "concurrency": asked.concurrency if asked.web is None else 1,
             "trust": asked.trust,
             "secrets": bool(asked.secrets),
+            "questions": questions(asked),
         }
         partial = self._folder / f"{new_id('req')}.partial"
         try:
@@ -71,6 +79,11 @@ class Code:
     def forget(self, function: str) -> None:
         """Delete it."""
         self._path(function).unlink(missing_ok=True)
+
+
+def questions(asked: CreateFunction) -> int:
+    """How many questions a runner has open at once; what it asks beyond them waits there."""
+    return _QUESTIONS + 4 * asked.concurrency
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:

@@ -42,7 +42,11 @@ class Container:
         self.ready = False
         self.stopping = False
         self.idle_since = time.time()
+        self.started_at: float | None = None
+        """When its start began; None for one of an earlier server."""
         self.broken: Frame | None = None
+        self.violation = ""
+        """What its runner said that no runner of ours says."""
         self.snap = asyncio.Event()
         """Set when the runner says that its memory can be copied; it waits then."""
         self.words = b""

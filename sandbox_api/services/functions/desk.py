@@ -25,7 +25,7 @@ from sandbox_api.models.snapshots import CreateSnapshot
 from sandbox_api.problems import Problem
 from sandbox_api.services.copies import CopyService
 from sandbox_api.services.execs import ExecService
-from sandbox_api.services.functions.code import FOLDER, Code
+from sandbox_api.services.functions.code import BOOT, FOLDER, Code
 from sandbox_api.services.functions.container import Container
 from sandbox_api.services.registry import Live, Registry
 from sandbox_api.services.sandboxes import SandboxService
@@ -88,18 +88,13 @@ class Desk:
                 record.snapshot = None
                 self.store.save_function(record)
         life = {"timeout_s": _LIFE_S, "park_after_s": _LIFE_S, "labels": {LABEL: record.id, "isobox.app": asked.app}}
-        live = await self.like(record, asked, life)
+        live = await self._sandbox(record, asked, life)
         sandbox = live.record
         try:
-            if asked.secrets:  # past the environment of the exec, which is kept as it was asked for
-                told = json.dumps(await self.told(record.tenant, asked)).encode()
-                await self._host.files.write(
-                    sandbox.id, f"{FOLDER}/secrets.json", len(told), 0o600, once(told), sandbox.user
-                )
             exec_ = await self._execs.start_in(
                 live,
                 ExecRequest(
-                    argv=["python3", "-B", f"{FOLDER}/runner.py", FOLDER],  # nobody imports from here again
+                    argv=["python3", "-B", "-c", BOOT, FOLDER],
                     env={"ISOBOX_FUNCTION": f"{asked.app}.{asked.name}"},
                     stdin=True,
                     overflow="block",
@@ -110,9 +105,14 @@ class Desk:
             if exec_.state == "exited":
                 raise Problem(422, "language_unavailable", "the image has no python3", hint="use an image that has it")
             kept = ContainerRecord(sandbox.id, record.id, exec_.id)
-            self.store.save_container(kept)
             container = Container(self._host, self._execs, live, exec_, kept)
             container.starts()
+            await self._unpack(live, record)  # while the interpreter starts
+            if asked.secrets:  # past the environment of the exec, which is kept as it was asked for
+                told, path = json.dumps(await self.told(record.tenant, asked)).encode(), f"{FOLDER}/secrets.json"
+                await self._host.files.write(sandbox.id, path, len(told), 0o600, once(told), sandbox.user)
+            self.store.save_container(kept)
+            await container.send(b"\n")
         except BaseException:
             await self._sandboxes.terminate(record.tenant, sandbox.id)
             raise
@@ -120,15 +120,23 @@ class Desk:
 
     async def like(self, record: FunctionRecord, asked: CreateFunction, life: dict[str, Any]) -> Live:
         """A sandbox such as its containers are, with its code; nothing runs in there. life: how long, and labels."""
+        live = await self._sandbox(record, asked, life)
+        try:
+            await self._unpack(live, record)
+        except BaseException:
+            await self._sandboxes.terminate(record.tenant, live.record.id)
+            raise
+        return live
+
+    async def _sandbox(self, record: FunctionRecord, asked: CreateFunction, life: dict[str, Any]) -> Live:
         fields = {name: record.asked[name] for name in _OF_SANDBOX if name in record.asked}
         fields |= {"name": f"{asked.app}.{asked.name}"[:128]} | life
         sandbox = await self._sandboxes.create(record.tenant, CreateSandbox.model_validate(fields))
-        try:
-            await self._host.files.unpack(sandbox.id, FOLDER, False, self._code.read(record.id), sandbox.user)
-            return self._registry.live[sandbox.id]
-        except BaseException:
-            await self._sandboxes.terminate(record.tenant, sandbox.id)
-            raise
+        return self._registry.live[sandbox.id]
+
+    async def _unpack(self, live: Live, record: FunctionRecord) -> None:
+        code = self._code.read(record.id)
+        await self._host.files.unpack(live.record.id, FOLDER, False, code, live.record.user)
 
     async def told(self, tenant: str, asked: CreateFunction) -> dict[str, str]:
         """What a container's environment has of its tenant's secrets; 422 for one that is not there."""
@@ -188,6 +196,8 @@ class Desk:
 
     async def why(self, container: Container) -> str:
         """How a runner came to its end."""
+        if container.violation:
+            return f"it broke the protocol: {container.violation}"
         await self._execs.wait(container.exec)
         if container.live.record.state in FINAL or container.live.over.is_set():
             found = container.live.record.termination or {}

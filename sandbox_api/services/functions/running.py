@@ -22,6 +22,7 @@ from sandbox_api.functions import protocol, scale
 from sandbox_api.functions.protocol import Frame, RunnerViolation, Value
 from sandbox_api.models.functions import CreateFunction
 from sandbox_api.problems import Problem, from_error
+from sandbox_api.services.functions.code import questions
 from sandbox_api.services.functions.container import Container
 from sandbox_api.services.functions.desk import Desk
 from sandbox_api.services.functions.queue import InputQueue, Waiting
@@ -35,6 +36,9 @@ _STARTS_FAILED_MAX: Final = 5
 _START_PAUSE_S: Final = 0.5
 _INLINE: Final = 48 << 10
 _VISIT_S: Final = 60.0
+_QUESTIONS_SPARE: Final = 8
+_WEIGHT: Final = 0.2
+_SAID_MAX: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,11 @@ class Running:
         self._failed_starts = 0
         self._not_before = 0.0
         self._settling: set[str] = set()
+        self.said = ""
+        """The last that its containers printed for no input of theirs."""
+        self._input_s: float | None = None
+        self._start_s: float | None = None
+        """How long things took lately."""
         self._copies_first = self.asked.snapshot and record.snapshot is None
         """Others begin once the first one's memory has been copied."""
         self._visitors: deque[asyncio.Future[Container]] = deque()
@@ -155,7 +164,7 @@ class Running:
             if not each.stopping
         ]
         there += [scale.Container(f"new {n}", starting=True) for n in range(self.starting)]
-        found = scale.plan(bounds, len(self.queue) + len(self._visitors), there, now)
+        found = scale.plan(bounds, len(self.queue) + len(self._visitors), there, now, self._pace(now))
         for name in found.stop:
             self._stop(self.containers[name], kindly=self.asked.exits)
         if found.start and self._not_before > now:
@@ -165,7 +174,15 @@ class Running:
             self._tasks.spawn(self._start(), name=f"container of {self.record.id}")
         return found.look_at
 
+    def _pace(self, now: float) -> scale.Pace | None:
+        if self._input_s is None or self._start_s is None:
+            return None
+        ends = [end for each in self.containers.values() for end in each.deadlines.values()]
+        oldest = 0.0 if not ends else now - (min(ends) - self.asked.timeout_s)
+        return scale.Pace(max(self._input_s, oldest), self._start_s)
+
     async def _start(self) -> None:
+        began = time.time()
         try:
             container = await self._desk.start(self.record, self.asked)
         except IsoboxError as error:
@@ -173,6 +190,7 @@ class Running:
         except (OSError, TimeoutError) as error:
             self._start_failed(str(error) or type(error).__name__, "", again=True)
         else:
+            container.started_at = began
             self.adopt(container)
         finally:
             self.starting -= 1
@@ -206,6 +224,8 @@ class Running:
             await container.pump(self._on_frames)
         except RunnerViolation as error:
             _log.warning("a runner broke the protocol", sandbox=container.sandbox, error=str(error))
+            container.violation = str(error)
+            await self._desk.end(container)  # it may go on for ever
         finally:
             if not self._desk.closing:
                 await self._gone(container)
@@ -360,13 +380,22 @@ class Running:
             self._store.save_container(container.record)
         if any(frame.kind == "ready" for frame in frames):
             self._failed_starts = 0
+            if container.started_at is not None:
+                self._start_s = _smoothed(self._start_s, time.time() - container.started_at)
         for call in {frame.input.rpartition(".")[0] for frame in frames if frame.input}:
             self._desk.tell(call)
         self.wake()
 
     def _on_frame(self, container: Container, frame: Frame) -> None:
         if frame.kind == "ask":
-            self._tasks.spawn(self._answer(container, frame), name=f"question of {container.sandbox}")
+            if len(container.asked) >= questions(self.asked) + _QUESTIONS_SPARE:
+                raise RunnerViolation("more questions at once than a runner asks")
+            if frame.number not in container.asked:  # else it asks again, and we are at it
+                container.asked.add(frame.number)
+                self._tasks.spawn(self._answer(container, frame), name=f"question of {container.sandbox}")
+            return
+        if frame.kind == "print" and not frame.input:
+            self.said = (self.said + frame.text)[-_SAID_MAX:]
             return
         record = container.hand.get(frame.input)
         if record is None:  # it was given up, or never this runner's
@@ -388,6 +417,8 @@ class Running:
                 if frame.value is not None and frame.value.file:
                     self._fetch(container, record, "done", frame.value, {})
                 else:
+                    took = time.time() - container.deadlines.get(record.id, time.time()) + self.asked.timeout_s
+                    self._input_s = _smoothed(self._input_s, took)
                     container.let_go(record.id)
                     self._end(record, "done", _data(frame.value))
             case "error":
@@ -435,9 +466,6 @@ class Running:
 
     async def _answer(self, container: Container, frame: Frame) -> None:
         """A question of the function's; one that waits for a call lets others have its place meanwhile."""
-        if frame.number in container.asked:  # it asks again, and we are at it
-            return
-        container.asked.add(frame.number)
         waits = frame.input in container.hand and _waits_for_a_call(frame)
         if waits:
             container.waits[frame.input] += 1
@@ -445,11 +473,11 @@ class Running:
         try:
             line = await self._desk.answer(self.record, container, frame)
         finally:
-            container.asked.discard(frame.number)
             if waits:
                 container.waits.subtract([frame.input])
                 container.waits += Counter()  # without those that are at zero
         await container.send(line)
+        container.asked.discard(frame.number)
 
     def _failed(self, record: InputRecord, error: dict[str, Any]) -> None:
         retries = self.asked.retries
@@ -499,6 +527,10 @@ class Running:
         await container.send(protocol.go_on())
         await container.send(protocol.again())
         self.wake()
+
+
+def _smoothed(before: float | None, now: float) -> float:
+    return now if before is None else before + _WEIGHT * (now - before)
 
 
 def _waits_for_a_call(frame: Frame) -> bool:

@@ -20,8 +20,10 @@ from sandbox_api.store.functions import AppRecord, FunctionRecord, RunRecord
 _log = structlog.get_logger(__name__)
 _SILENT_S: Final = 60.0
 _LOOK_S: Final = 5.0
-_FIND_S: Final = 60.0
+_FIND_S: Final = 1800.0
+_FUNCTIONS_MAX: Final = 10_000
 _ENDED_MAX: Final = 1000
+_WANTED_MAX: Final = 50
 
 Name = tuple[str, str | None]
 """A function's name, and for a class the parameters of an instance as they are written."""
@@ -35,6 +37,7 @@ class Run:
         self.heard_at = time.monotonic()
         self.listening = 0
         self.wanted: set[Name] = set()
+        self.failures: dict[Name, str] = {}
         self.moved = asyncio.Event()
 
     def tell(self) -> None:
@@ -54,12 +57,15 @@ class RunService:
 
     # ---- for clients
 
-    def made(self, tenant: str, run: str, function: FunctionRecord) -> None:
+    async def made(self, tenant: str, run: str, function: FunctionRecord) -> None:
         """A client made a function for its run."""
-        self._add(self._of(tenant, run, function.app), [function.id])
+        if run not in self._ended:
+            self._add(self._of(tenant, run, function.app), [function.id])
+        elif not self.is_used(tenant, function.id):
+            await self._functions.retire(tenant, function.id)
 
-    async def heard(self, tenant: str, id_: str, news: RunNews) -> RunAnswer:
-        """A client is there, and listens for a while."""
+    async def heard(self, tenant: str, id_: str, news: RunNews, wait_s: float) -> RunAnswer:
+        """A client is there, and listens for so many seconds, or until a container wants something."""
         if id_ in self._ended:
             return RunAnswer(ended=True)
         run = self._of(tenant, id_, news.app)
@@ -67,19 +73,29 @@ class RunService:
             if (await self._functions.get(tenant, each)).app != run.record.app:
                 raise invalid(f"function {each} is another app's", f"make it with app={run.record.app!r}")
         self._add(run, news.functions)
+        self._note_failures(run, news)
+        making = {(each.name, each.parameters) for each in news.making}
         run.listening += 1
         try:
-            async with asyncio.timeout(news.wait_s):
-                while not run.wanted and id_ in self._runs:
+            async with asyncio.timeout(wait_s):
+                while not run.wanted - making and id_ in self._runs:
                     await run.moved.wait()
         except TimeoutError:
             return RunAnswer()
         finally:
             run.listening -= 1
             run.heard_at = time.monotonic()
-        return RunAnswer(
-            wanted=[Wanted(name=name, parameters=each) for name, each in run.wanted], ended=id_ in self._ended
-        )
+        wanted = [Wanted(name=name, parameters=each) for name, each in run.wanted - making]
+        return RunAnswer(wanted=wanted, ended=id_ in self._ended)
+
+    def _note_failures(self, run: Run, news: RunNews) -> None:
+        for each in news.failed:
+            name = (each.name, each.parameters)
+            if name in run.wanted:  # somebody waits for it
+                run.wanted.discard(name)
+                run.failures[name] = each.error
+        if news.failed:
+            run.tell()
 
     def _of(self, tenant: str, id_: str, app: str) -> Run:
         if (run := self._runs.get(id_)) is None:
@@ -137,34 +153,49 @@ class RunService:
             (each for each in self._runs.values() if caller.id in each.record.functions), None
         )
         if run is None or (run_id is None and self._deployed(caller.tenant, caller.id) is not None):
-            found = self._in_force(caller, name)
+            found = self._in_force(caller, name) or (None if run is not None else self._newest(caller, name))
             if found is None:
                 raise Problem(
                     404,
                     "function_not_found",
-                    f"app {caller.app} has no function {name[0]} in force{_with(name)}",
+                    f"app {caller.app} has no function {name[0]}{_with(name)}",
                     hint="deploy it, of a class the instance too; or keep the client that runs the app",
                 )
             return found
-        try:
-            async with asyncio.timeout(_FIND_S):
-                while True:
-                    for each in reversed(run.record.functions):
-                        made = self._store.function(each)
-                        if made is not None and _name(made) == name:
-                            return made
-                    if name not in run.wanted:
-                        run.wanted.add(name)
-                        run.tell()
+        return await self._made_by(run, name)
+
+    async def _made_by(self, run: Run, name: Name) -> FunctionRecord:
+        """What a client has made by this name, or makes now."""
+        deadline = time.monotonic() + _FIND_S
+        while run.record.id in self._runs:
+            for each in reversed(run.record.functions):
+                made = self._store.function(each)
+                if made is not None and _name(made) == name:
+                    return made
+            if (error := run.failures.get(name)) is not None:
+                raise Problem(422, "function_not_made", f"{name[0]}{_with(name)} cannot be made: {error}")
+            if name not in run.wanted:
+                if len(run.wanted) >= _WANTED_MAX:
+                    raise Problem(429, "too_many_wanted", f"{_WANTED_MAX} functions are being made already")
+                run.wanted.add(name)
+                run.tell()
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
                     await run.moved.wait()
-        except TimeoutError:
-            run.wanted.discard(name)
-            raise Problem(
-                404,
-                "function_not_found",
-                f"the client of app {caller.app} did not make {name[0]}{_with(name)} within {_FIND_S:.0f} s",
-                hint="it has to run while its functions call others for the first time; its stderr says what failed",
-            ) from None
+            except TimeoutError:
+                break
+        run.wanted.discard(name)
+        raise Problem(
+            404,
+            "function_not_found",
+            f"the client of app {run.record.app} did not make {name[0]}{_with(name)}",
+            hint="it has to run while its functions call others for the first time",
+        )
+
+    def _newest(self, caller: FunctionRecord, name: Name) -> FunctionRecord | None:
+        """What was made last by this name: of a call that goes on when its client has gone."""
+        found = self._store.functions(caller.tenant, _FUNCTIONS_MAX)
+        return next((each for each in found if each.app == caller.app and _name(each) == name), None)
 
     def _in_force(self, caller: FunctionRecord, name: Name) -> FunctionRecord | None:
         app = self._deployed(caller.tenant, caller.id) or self._store.app(caller.tenant, caller.app)

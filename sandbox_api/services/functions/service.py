@@ -37,8 +37,9 @@ from sandbox_api.store.records import SandboxRecord
 
 _log = structlog.get_logger(__name__)
 _PAGE: Final = 500
-_PAGE_BYTES: Final = 4 << 20
+_PAGE_BYTES: Final = 1 << 20
 _FUNCTIONS_MAX: Final = 10_000
+_UNUSED_S: Final = 600.0
 
 
 class FunctionService:
@@ -115,6 +116,11 @@ class FunctionService:
         asked = CreateFunction.model_validate(record.asked)
         live = await self.desk.like(record, asked, {"timeout_s": timeout_s, "labels": {"isobox.app": asked.app}})
         return live.record
+
+    async def said(self, tenant: str, id_: str) -> str:
+        """The last that its containers printed for no input: when they began, in web endpoints, in threads."""
+        running = self._running.get((await self.get(tenant, id_)).id)
+        return "" if running is None else running.said
 
     def is_ready(self, id_: str) -> bool:
         """Whether as many containers of it are ready as it asks for."""
@@ -275,12 +281,15 @@ class FunctionService:
     # ---- by themselves
 
     async def watch_retention(self) -> None:
-        """Forget calls that ended long ago, for ever."""
+        """Forget calls that ended long ago, and functions that nobody has, for ever."""
+        unused_at = 0.0
         while True:
             before = time.time() - self._settings.retain_s
             for id_ in self._store.calls_ended_before(before):
                 self.desk.forget(id_)
-            await self._forget_unused(before)
+            if time.monotonic() > unused_at:
+                unused_at = time.monotonic() + min(_UNUSED_S, self._settings.retain_s)
+                await self._forget_unused(before)
             await asyncio.sleep(min(30.0, self._settings.retain_s))
 
     async def _forget_unused(self, before: float) -> None:

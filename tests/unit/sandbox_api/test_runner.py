@@ -57,7 +57,7 @@ def run(folder: Path, name: str, inputs: list[tuple[Any, ...]], **said: object) 
         shutil.copy(ROOT / "isobox/functions" / part, code / "isobox_inside" / part)
     (code / "mine.py").write_text(SOURCE)
     entry = {"module": "mine", "name": name, "python": list(sys.version_info[:2])}
-    described = {"entry": entry, "concurrency": 1, "trust": "safe", "secrets": False} | said
+    described = {"entry": entry, "concurrency": 1, "trust": "safe", "secrets": False, "questions": 8} | said
     (folder / "function.json").write_text(json.dumps(described))
     lines = [
         protocol.run(f"cal.{n}", {"d": base64.b64encode(codec.encode_arguments(args, {}, None)).decode()})
@@ -126,6 +126,11 @@ def test_inputs_side_by_side(tmp_path: Path) -> None:
         b'{"k": "done", "i": "x", "v": {"f": "/x", "n": 99999999999999}}',
         b'{"k": "print", "i": "x", "s": "1", "t": "x"}',
         b'{"k": "have", "n": 1, "ids": "all"}',
+        b'{"k": "ask", "q": 1, "m": "PATCH", "p": "/x", "v": {"d": ""}}',
+        b'{"k": "ask", "q": 1, "m": "GET", "p": "x", "v": {"d": ""}}',
+        b'{"k": "ask", "q": -1, "m": "GET", "p": "/x", "v": {"d": ""}}',
+        b'{"k": "ask", "q": 1, "m": "GET", "p": "/x", "v": null}',
+        b'{"k": "ask", "q": 1, "m": "GET", "p": "/' + b"x" * 3000 + b'", "v": {"d": ""}}',
         b"[" * 100_000,
     ],
 )

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_api.functions.scale import Bounds, Container, plan
+from sandbox_api.functions.scale import Bounds, Container, Pace, Plan, plan
 
 
 def test_as_many_as_there_is_work_for() -> None:
@@ -13,6 +13,16 @@ def test_as_many_as_there_is_work_for() -> None:
     assert plan(Bounds(buffer=2), 0, [], 0.0).start == 0
     assert plan(Bounds(least=2), 0, [], 0.0).start == 2
     assert plan(Bounds(), 2, [Container("a", starting=True), Container("b", busy=1)], 0.0).start == 1
+
+
+def test_none_is_started_for_what_is_done_before_it_is_ready() -> None:
+    two = [Container("a", busy=1), Container("b", busy=1)]
+    quick, slow = Pace(0.002, 0.3), Pace(30.0, 0.3)
+    assert plan(Bounds(), 20, two, 5.0, quick) == Plan(look_at=5.3)
+    assert plan(Bounds(), 20, two, 5.0, slow).start == 6
+    assert plan(Bounds(), 600, two, 5.0, quick) == Plan(start=2, look_at=5.3)
+    assert plan(Bounds(), 20, [], 5.0, quick).start == 8
+    assert plan(Bounds(buffer=1), 20, two, 5.0, quick).start == 1
 
 
 def test_those_without_work_go_in_their_time() -> None:
@@ -35,14 +45,21 @@ CONTAINERS = st.lists(
     st.integers(0, 50),
     CONTAINERS,
     st.floats(0, 200),
+    st.none() | st.builds(Pace, st.floats(0, 100), st.floats(0, 100)),
 )
-def test_a_plan_keeps_the_bounds(bounds: Bounds, queued: int, containers: list[Container], now: float) -> None:
-    found = plan(bounds, queued, containers, now)
+def test_a_plan_keeps_the_bounds(
+    bounds: Bounds, queued: int, containers: list[Container], now: float, pace: Pace | None
+) -> None:
+    found = plan(bounds, queued, containers, now, pace)
     assert not (found.start and found.stop)
     if found.start:
         assert len(containers) + found.start <= bounds.most
     stopped = [each for each in containers if each.name in found.stop]
     assert all(not each.busy and not each.starting for each in stopped)
     assert len(containers) - len(stopped) >= min(len(containers), bounds.least, bounds.most)
-    if queued and not found.start:
+    if queued and not found.start and pace is None:
         assert len(containers) >= min(bounds.most, -(-queued // bounds.concurrency))
+    if queued and not containers:
+        assert found.start
+    if queued and not found.start and len(containers) < min(bounds.most, -(-queued // bounds.concurrency)):
+        assert found.look_at is not None
