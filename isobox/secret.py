@@ -10,8 +10,10 @@ to one host is safer as `inject` in that policy: then the container never has it
 """
 
 import re
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from secrets import token_hex
 
 from isobox import calls
 from isobox.config import Config
@@ -36,6 +38,18 @@ class Secret:
         with closing(Transport(Config.find(url, api_key))) as transport:
             transport.send(calls.secret("PUT", name, json={"value": value}))
         return cls.from_name(name)
+
+    @classmethod
+    @contextmanager
+    def ephemeral(
+        cls, value: str, *, env: str, url: str | None = None, api_key: str | None = None
+    ) -> Iterator["Secret"]:
+        """One for the time of the block, in this variable: containers that start later cannot have it."""
+        made = replace(cls.put(f"ephemeral-{token_hex(12)}", value, url=url, api_key=api_key), env=env)
+        try:
+            yield made
+        finally:
+            made.delete(url=url, api_key=api_key)
 
     def delete(self, *, url: str | None = None, api_key: str | None = None) -> None:
         """Forget it; NotFound."""

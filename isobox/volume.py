@@ -8,8 +8,9 @@ with isobox.Sandbox.create(volumes={"/data": volume}) as sandbox:
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from isobox import calls, trees
@@ -57,6 +58,18 @@ class Volume:
             if not exist_ok:
                 raise
             return cls(config, _send(config, calls.volumes("GET", f"/{name}")))
+
+    @classmethod
+    @contextmanager
+    def ephemeral(
+        cls, *, quota_mb: int = 1024, url: str | None = None, api_key: str | None = None
+    ) -> Iterator["Volume"]:
+        """One for the time of the block."""
+        made = cls.create(f"ephemeral-{token_hex(12)}", quota_mb=quota_mb, url=url, api_key=api_key)
+        try:
+            yield made
+        finally:
+            made.delete()
 
     @classmethod
     def get(cls, name: str, *, url: str | None = None, api_key: str | None = None) -> "Volume":

@@ -113,7 +113,7 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
             settings, host, registry, life, exec_service, contexts, sandbox_service, egress, buckets, tasks
         )
         function_service = FunctionService(
-            settings, host, registry, sandbox_service, exec_service, uploads, copies, secrets, tasks
+            settings, host, registry, sandbox_service, exec_service, uploads, copies, secrets, catalog, tasks
         )
         stack.push_async_callback(function_service.close)
         app_service = AppService(registry, function_service)

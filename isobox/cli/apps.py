@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import importlib.util
+import signal
 import subprocess
 import sys
 import time
@@ -66,6 +67,8 @@ def deploy(
 @apps_app.command()
 def serve(where: Where) -> None:
     """Deploy an app as NAME-dev, anew whenever a file of its folder is saved, until Ctrl-C ends it."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell had one ignored
+        signal.signal(number, signal.default_int_handler)
     module = where.partition("::")[0]
     name = f"{find_app(where).name}-dev"
     folder = Path(module).resolve().parent if module.endswith(".py") else Path.cwd()

@@ -77,7 +77,7 @@ def parse(line: bytes) -> Frame:
     if not isinstance(raw, dict):
         raise RunnerViolation("a line that is no object")
     match raw.get("k"):
-        case "ready" | "snap" as kind:
+        case "begun" | "ready" | "snap" as kind:
             return Frame(kind)
         case "have":
             ids = raw.get("ids")
@@ -147,6 +147,11 @@ def _value(raw: Any) -> Value:
             raise RunnerViolation("a value of more than 4 GiB")
         return Value(file=raw["f"], size=size)
     raise RunnerViolation("a value that is none")
+
+
+def environment(variables: dict[str, str]) -> bytes:
+    """The first line, for an interpreter that has begun: the function's folder is there, and this its environment."""
+    return json.dumps(variables).encode() + b"\n"
 
 
 def run(input_: str, argument: dict[str, Any], *, beside: bool = False) -> bytes:

@@ -134,11 +134,6 @@ class Runner:
         self.channel = channel
         with open(os.path.join(folder, "function.json")) as file:
             self.said = json.load(file)
-        if self.said["secrets"]:
-            path = os.path.join(folder, "secrets.json")
-            with open(path) as file:
-                os.environ.update(json.load(file))
-            os.unlink(path)
         sys.path.insert(0, os.path.join(folder, "code"))
         self.codec: Any = importlib.import_module("isobox_inside.codec")
         self.function = self.codec.load(self.said["entry"], os.path.join(folder, "code"))

@@ -3,6 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
+
+_WEIGHT: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,32 @@ class Pace:
 
     input_s: float
     start_s: float
+
+
+class Lately:
+    """How long inputs and starts took, what is newer counting more."""
+
+    def __init__(self) -> None:
+        self._input_s: float | None = None
+        self._start_s: float | None = None
+
+    def done(self, input_s: float) -> None:
+        """An input took so long."""
+        self._input_s = _smoothed(self._input_s, input_s)
+
+    def started(self, start_s: float) -> None:
+        """A container took so long to start."""
+        self._start_s = _smoothed(self._start_s, start_s)
+
+    def pace(self, oldest_s: float) -> Pace | None:
+        """What to reckon with, where one is in hand for oldest_s by now; None before there is anything to go by."""
+        if self._input_s is None or self._start_s is None:
+            return None
+        return Pace(max(self._input_s, oldest_s), self._start_s)
+
+
+def _smoothed(before: float | None, now: float) -> float:
+    return now if before is None else before + _WEIGHT * (now - before)
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,11 @@ class ExecService:
         payload = json.dumps(said).encode()
         self._host.execs.append(record.sandbox_id, record.id, EventType.STARTED, payload)
 
+    @staticmethod
+    def environment(sandbox: SandboxRecord) -> dict[str, str]:
+        """What stands in the environment of all that is started in a sandbox."""
+        return EgressService.environment(sandbox) | environment(sandbox) | sandbox.env
+
     def _spec(self, sandbox: SandboxRecord, request: ExecRequest, record: ExecRecord) -> ExecSpec:
         user = request.user or sandbox.user
         if not self._settings.allow_root and user.partition(":")[0] in ("root", "0"):
@@ -117,7 +122,7 @@ class ExecService:
         spec = ExecSpec(
             argv=request.command,
             user=user,
-            env=EgressService.environment(sandbox) | environment(sandbox) | sandbox.env | request.env,
+            env=self.environment(sandbox) | request.env,
             workdir=request.workdir or sandbox.workdir or "",
             terminal=Terminal(request.pty.rows, request.pty.cols) if request.pty else None,
             stdin=(request.stdin is not False and request.stdin is not None) or request.pty is not None,

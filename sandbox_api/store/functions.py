@@ -95,6 +95,21 @@ class ResultRecord:
     doc: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class BegunRecord:
+    """A copy of an interpreter that has begun: its snapshot, its exec in there, and how large its sandbox was."""
+
+    tenant: str
+    digest: str
+    user: str
+    snapshot: str
+    exec: str
+    memory_mb: int
+    disk_mb: int
+    pids: int
+    expires_at: float
+
+
 @dataclass(slots=True)
 class RunRecord:
     """An app that a client runs, and the functions that it made for that."""
@@ -144,6 +159,8 @@ create table containers (sandbox text primary key, function text not null, exec 
 """
 RUNS_SCHEMA = """
 create table runs (id text primary key, tenant text not null, doc text not null) without rowid;
+create table begun (tenant text not null, digest text not null, user text not null, doc text not null,
+                    primary key (tenant, digest, user)) without rowid;
 """
 _INPUT = "call, idx, inputs.function, state, data, upload, container, attempts, crashes, not_before, yields"
 
@@ -236,6 +253,22 @@ class FunctionStore:
     def forget_run(self, id_: str) -> None:
         """Delete the record."""
         self._db.execute("delete from runs where id = ?", (id_,))
+
+    # ---- interpreters
+
+    def save_begun(self, record: BegunRecord) -> None:
+        """Insert or replace."""
+        values = (record.tenant, record.digest, record.user, json.dumps(asdict(record)))
+        self._db.execute("insert or replace into begun values (?, ?, ?, ?)", values)
+
+    def begun(self) -> list[BegunRecord]:
+        """All."""
+        return [BegunRecord(**json.loads(row[0])) for row in self._db.execute("select doc from begun")]
+
+    def forget_begun(self, record: BegunRecord) -> None:
+        """Delete the record."""
+        key = (record.tenant, record.digest, record.user)
+        self._db.execute("delete from begun where tenant = ? and digest = ? and user = ?", key)
 
     # ---- calls
 

@@ -183,6 +183,17 @@ def test_secrets_are_in_the_environment_and_nowhere_else(
     found = http.get("/v1/sandboxes", params={"label": f"isobox.function:{ca.secret.id}"}).json()["sandboxes"]
     assert "first-secret" not in http.get(f"/v1/sandboxes/{found[0]['id']}").text
     assert "first-secret" not in http.get(f"/v1/sandboxes/{found[0]['id']}/execs").text
+    short = isobox.App("ephemeral-secret")
+    with isobox.Secret.ephemeral("short-lived", env="SHORT", **keys) as one, short.run(**keys):
+
+        @short.function(secrets=[one], max_containers=1)
+        def told() -> str:
+            import os
+
+            return os.environ["SHORT"]
+
+        assert told.remote() == "short-lived"
+    assert one.name not in http.get("/v1/secrets").text
     app = isobox.App("unknown-secret")
 
     @app.function(secrets=["never-stored"])
@@ -203,6 +214,42 @@ def test_metrics_tell_how_functions_do(running: None, http: httpx.Client) -> Non
 def test_a_progress_bar(running: None, capfd: pytest.CaptureFixture[str]) -> None:
     assert list(ca.echo.map([b"a", b"b"], progress=True)) == [b"a", b"b"]
     assert "2/2" in capfd.readouterr().err
+
+
+def test_containers_begin_from_an_interpreter_that_has_begun(http: httpx.Client, keys: dict[str, str]) -> None:
+    app = isobox.App("begun")
+
+    def function(**env: str) -> "isobox.Function[[], list[str]]":
+        @app.function(max_containers=1, env=env)
+        def variables() -> list[str]:
+            import os
+
+            return [os.environ.get("MINE", ""), os.environ["ISOBOX_FUNCTION"], os.environ["HOME"]]
+
+        return variables
+
+    def began_from(made: "isobox.Function[[], list[str]]") -> str | None:
+        found = http.get("/v1/sandboxes", params={"label": f"isobox.function:{made.id}"}).json()["sandboxes"]
+        return found[0]["snapshot"]  # type: ignore[no-any-return]
+
+    def kept() -> list[str]:
+        found = http.get("/v1/snapshots").json()["snapshots"]
+        return [each["id"] for each in found if each["name"] == "python, for functions"]
+
+    name = "begun.test_containers_begin_from_an_interpreter_that_has_begun.function.variables"
+    with app.run(**keys):
+        function(MINE="0").remote()
+        until(lambda: kept())
+        second, third = function(MINE="2"), function(MINE="3", PYTHONUNBUFFERED="1")
+        assert second.remote() == ["2", name, "/home/user"]
+        assert began_from(second) in kept()
+        assert third.remote() == ["3", name, "/home/user"]
+        assert began_from(third) is None, "Python reads that when it starts"
+        for each in kept():
+            http.delete(f"/v1/snapshots/{each}")
+        fourth = function(MINE="4")
+        assert fourth.remote()[0] == "4"
+        assert began_from(fourth) is None
 
 
 # ---- dicts and queues

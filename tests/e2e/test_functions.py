@@ -205,7 +205,11 @@ def test_objects_live_in_containers() -> None:
 
 
 def test_an_object_is_told_of_its_end(server: Server) -> None:
-    volume = isobox.Volume.create(f"v{os.urandom(4).hex()}", url=server.url, api_key=server.key)
+    with isobox.Volume.ephemeral(url=server.url, api_key=server.key) as volume:
+        _ends_with_a_word(server, volume)
+
+
+def _ends_with_a_word(server: Server, volume: isobox.Volume) -> None:
     app = isobox.App("ending")
 
     @app.cls(volumes={"/kept": volume}, scaledown_window=1, max_containers=1)
@@ -230,7 +234,6 @@ def test_an_object_is_told_of_its_end(server: Server) -> None:
         path = f"/v1/sandboxes/{found[0]['id']}/files"
         until(lambda: http.get(path, params={"path": "/kept/closed"}).text == "closed")
         until(lambda: http.get(f"/v1/sandboxes/{found[0]['id']}").json()["state"] == "terminated")
-    volume.delete()
 
 
 def test_a_cancelled_call_stops() -> None:

@@ -15,11 +15,15 @@ from sandbox_api.problems import invalid
 from sandbox_api.services.uploads import Uploads
 
 FOLDER: Final = "/tmp/.isobox-function"  # in the sandbox, its own
-BOOT: Final = (
-    "import importlib, io, json, os, sys, threading; f = sys.path[0] = sys.argv[1]; sys.stdin.buffer.readline();"
-    " p = f + '/runner.py'; exec(compile(open(p, 'rb').read(), p, 'exec'), {'__name__': '__main__', '__file__': p})"
-)
-"""Starts Python, with what the runner imports, while the runner's folder is being filled; a line says that it is."""
+BOOT: Final = """
+import importlib, io, json, os, sys, threading
+folder = sys.path[0] = sys.argv[1]
+os.write(1, b'{"k": "begun"}\\n')
+os.environ.update(json.loads(sys.stdin.buffer.readline()))
+path = folder + "/runner.py"
+exec(compile(open(path, "rb").read(), path, "exec"), {"__name__": "__main__", "__file__": path})
+"""
+"""Starts Python, with what the runner imports; it waits for a line with its environment (see `begun.py`)."""
 
 _PROGRAMS: Final = Path(__file__).parents[2] / "functions"
 _OURS: Final = ("runner.py", "asks.py", "batches.py")
@@ -54,7 +58,6 @@ class Code:
             "entry": asked.entry,
             "concurrency": asked.concurrency if asked.web is None else 1,
             "trust": asked.trust,
-            "secrets": bool(asked.secrets),
             "questions": questions(asked),
         }
         partial = self._folder / f"{new_id('req')}.partial"

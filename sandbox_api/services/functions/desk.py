@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,21 +17,22 @@ from sandbox_api.functions import protocol
 from sandbox_api.functions.protocol import Frame, Value
 from sandbox_api.host.interface import Host
 from sandbox_api.lifecycle import FINAL
-from sandbox_api.models.execs import ExecRequest
 from sandbox_api.models.functions import CreateFunction
 from sandbox_api.models.sandboxes import CreateSandbox
 from sandbox_api.models.snapshots import CreateSnapshot
 from sandbox_api.problems import Problem
 from sandbox_api.services.copies import CopyService
 from sandbox_api.services.execs import ExecService
-from sandbox_api.services.functions.code import BOOT, FOLDER, Code
+from sandbox_api.services.functions.begun import Begun, boot
+from sandbox_api.services.functions.code import FOLDER, Code
 from sandbox_api.services.functions.container import Container
 from sandbox_api.services.registry import Live, Registry
 from sandbox_api.services.sandboxes import SandboxService
 from sandbox_api.services.secrets import SecretService
 from sandbox_api.services.uploads import Uploads
 from sandbox_api.services.usage import LABEL
-from sandbox_api.store.functions import CallRecord, ContainerRecord, FunctionRecord, InputRecord
+from sandbox_api.store.functions import BegunRecord, CallRecord, ContainerRecord, FunctionRecord, InputRecord
+from sandbox_api.store.records import ExecRecord
 
 _log = structlog.get_logger(__name__)
 _LIFE_S: Final = 30 * 86400.0
@@ -58,6 +58,7 @@ class Desk:
         code: Code,
         copies: CopyService,
         secrets: SecretService,
+        begun: Begun,
         values: Path,
     ) -> None:
         self.answer: Answer = _nobody
@@ -72,6 +73,7 @@ class Desk:
         self._code = code
         self._copies = copies
         self._secrets = secrets
+        self._begun = begun
         self._values = values
         self._calls: dict[str, CallRecord] = {}
         self._moved: dict[str, asyncio.Event] = {}
@@ -87,35 +89,56 @@ class Desk:
                 _log.info("not from the copy", function=record.name, error=error.detail)
                 record.snapshot = None
                 self.store.save_function(record)
-        life = {"timeout_s": _LIFE_S, "park_after_s": _LIFE_S, "labels": {LABEL: record.id, "isobox.app": asked.app}}
-        live = await self._sandbox(record, asked, life)
-        sandbox = live.record
+        kept = await self._begun.find(record.tenant, asked)
+        if kept is not None:
+            try:
+                return await self._from_begun(record, asked, kept)
+            except IsoboxError as error:  # the same
+                _log.info("not from an interpreter that had begun", function=record.name, error=error.detail)
+                self._begun.forget(kept)
+        live = await self._sandbox(record, asked, self._life(record, asked))
         try:
             exec_ = await self._execs.start_in(
-                live,
-                ExecRequest(
-                    argv=["python3", "-B", "-c", BOOT, FOLDER],
-                    env={"ISOBOX_FUNCTION": f"{asked.app}.{asked.name}"},
-                    stdin=True,
-                    overflow="block",
-                ),
-                role="context",
-                title=f"function: {asked.app}.{asked.name}",
+                live, boot(), role="context", title=f"function: {asked.app}.{asked.name}"
             )
             if exec_.state == "exited":
                 raise Problem(422, "language_unavailable", "the image has no python3", hint="use an image that has it")
-            kept = ContainerRecord(sandbox.id, record.id, exec_.id)
-            container = Container(self._host, self._execs, live, exec_, kept)
-            container.starts()
-            await self._unpack(live, record)  # while the interpreter starts
-            if asked.secrets:  # past the environment of the exec, which is kept as it was asked for
-                told, path = json.dumps(await self.told(record.tenant, asked)).encode(), f"{FOLDER}/secrets.json"
-                await self._host.files.write(sandbox.id, path, len(told), 0o600, once(told), sandbox.user)
-            self.store.save_container(kept)
-            await container.send(b"\n")
+            container = await self._fill(record, asked, live, exec_)
         except BaseException:
-            await self._sandboxes.terminate(record.tenant, sandbox.id)
+            await self._sandboxes.terminate(record.tenant, live.record.id)
             raise
+        self._begun.want(record.tenant, asked, live.record.image_digest or "")
+        return container
+
+    @staticmethod
+    def _life(record: FunctionRecord, asked: CreateFunction) -> dict[str, Any]:
+        labels = {LABEL: record.id, "isobox.app": asked.app}
+        name = f"{asked.app}.{asked.name}"[:128]
+        return {"name": name, "timeout_s": _LIFE_S, "park_after_s": _LIFE_S, "labels": labels}
+
+    async def _from_begun(self, record: FunctionRecord, asked: CreateFunction, kept: BegunRecord) -> Container:
+        """One whose interpreter had begun elsewhere."""
+        fields: dict[str, Any] = {"resources": record.asked["resources"], "env": record.asked["env"]}
+        if record.asked.get("network") is not None:
+            fields["network"] = record.asked["network"]
+        fields |= self._life(record, asked) | {"snapshot": kept.snapshot}
+        live, exec_ = await self._copied(record.tenant, fields, kept.exec)
+        try:
+            return await self._fill(record, asked, live, exec_)
+        except BaseException:
+            await self._sandboxes.terminate(record.tenant, live.record.id)
+            raise
+
+    async def _fill(self, record: FunctionRecord, asked: CreateFunction, live: Live, exec_: ExecRecord) -> Container:
+        """Tell an interpreter that has begun which function it is for; it may be beginning still."""
+        kept = ContainerRecord(live.record.id, record.id, exec_.id)
+        container = Container(self._host, self._execs, live, exec_, kept)
+        container.starts()
+        await self._unpack(live, record)
+        variables = self._execs.environment(live.record) | {"ISOBOX_FUNCTION": f"{asked.app}.{asked.name}"}
+        secrets = await self.told(record.tenant, asked)  # past the records, which are kept as they were asked for
+        self.store.save_container(kept)
+        await container.send(protocol.environment(variables | secrets))
         return container
 
     async def like(self, record: FunctionRecord, asked: CreateFunction, life: dict[str, Any]) -> Live:
@@ -150,22 +173,28 @@ class Desk:
 
     async def _restored(self, record: FunctionRecord, snapshot: str) -> Container:
         """One that goes on where another had begun."""
-        request = CreateSandbox.model_validate({"snapshot": snapshot, "timeout_s": _LIFE_S, "park_after_s": _LIFE_S})
-        sandbox = await self._copies.create_from(record.tenant, request)
+        fields = {"snapshot": snapshot, "timeout_s": _LIFE_S, "park_after_s": _LIFE_S}
+        live, exec_ = await self._copied(record.tenant, fields, record.snapshot_exec)
         try:
-            live = self._registry.live[sandbox.id]
-            exec_ = next((each for each in live.execs.values() if each.forked_from == record.snapshot_exec), None)
-            if exec_ is None:
-                raise Problem(409, "snapshot_unusable", "its runner is not in the copy")
-            kept = ContainerRecord(sandbox.id, record.id, exec_.id)
+            kept = ContainerRecord(live.record.id, record.id, exec_.id)
             self.store.save_container(kept)
             container = Container(self._host, self._execs, live, exec_, kept)
             container.starts()
             await container.send(protocol.go_on())
         except BaseException:
-            await self._sandboxes.terminate(record.tenant, sandbox.id)
+            await self._sandboxes.terminate(record.tenant, live.record.id)
             raise
         return container
+
+    async def _copied(self, tenant: str, fields: dict[str, Any], original: str) -> tuple[Live, ExecRecord]:
+        """A sandbox of a snapshot, and what goes on in there of an exec that was in it."""
+        sandbox = await self._copies.create_from(tenant, CreateSandbox.model_validate(fields))
+        live = self._registry.live[sandbox.id]
+        exec_ = next((each for each in live.execs.values() if each.forked_from == original), None)
+        if exec_ is None:
+            await self._sandboxes.terminate(tenant, sandbox.id)
+            raise Problem(409, "snapshot_unusable", "its runner is not in the copy")
+        return live, exec_
 
     async def copy(self, record: FunctionRecord, container: Container) -> None:
         """Keep a container's memory as it is, for others to begin from, and let it go on, whether that works or not."""

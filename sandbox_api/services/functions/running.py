@@ -8,9 +8,7 @@ what they have in hand.
 import asyncio
 import base64
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,6 +24,7 @@ from sandbox_api.services.functions.code import questions
 from sandbox_api.services.functions.container import Container
 from sandbox_api.services.functions.desk import Desk
 from sandbox_api.services.functions.queue import InputQueue, Waiting
+from sandbox_api.services.functions.visits import Visits
 from sandbox_api.store.functions import FunctionRecord, InputRecord
 
 _log = structlog.get_logger(__name__)
@@ -35,9 +34,7 @@ _DELAY_MAX_S: Final = 60.0
 _STARTS_FAILED_MAX: Final = 5
 _START_PAUSE_S: Final = 0.5
 _INLINE: Final = 48 << 10
-_VISIT_S: Final = 60.0
 _QUESTIONS_SPARE: Final = 8
-_WEIGHT: Final = 0.2
 _SAID_MAX: Final = 64 << 10
 
 
@@ -65,6 +62,7 @@ class Running:
         self.containers: dict[str, Container] = {}
         self.starting = 0
         self.queue = InputQueue()
+        self.visits = Visits(self.wake)
         self._desk = desk
         self._store = desk.store
         self._tasks = TaskOwner()
@@ -75,12 +73,9 @@ class Running:
         self._settling: set[str] = set()
         self.said = ""
         """The last that its containers printed for no input of theirs."""
-        self._input_s: float | None = None
-        self._start_s: float | None = None
-        """How long things took lately."""
+        self._lately = scale.Lately()
         self._copies_first = self.asked.snapshot and record.snapshot is None
         """Others begin once the first one's memory has been copied."""
-        self._visitors: deque[asyncio.Future[Container]] = deque()
         self.starts: Counter[str] = Counter()
         self.ends: Counter[str] = Counter()
 
@@ -113,7 +108,7 @@ class Running:
     @property
     def idle(self) -> bool:
         """Whether it has nothing to do, and nothing to do it with."""
-        return not (self.containers or self.starting or self.queue or self.queue.later or self._visitors)
+        return not (self.containers or self.starting or self.queue or self.queue.later or self.visits)
 
     def begin(self) -> None:
         """Keep as many containers as there should be, until `close`."""
@@ -164,7 +159,7 @@ class Running:
             if not each.stopping
         ]
         there += [scale.Container(f"new {n}", starting=True) for n in range(self.starting)]
-        found = scale.plan(bounds, len(self.queue) + len(self._visitors), there, now, self._pace(now))
+        found = scale.plan(bounds, len(self.queue) + len(self.visits), there, now, self._lately.pace(self._oldest(now)))
         for name in found.stop:
             self._stop(self.containers[name], kindly=self.asked.exits)
         if found.start and self._not_before > now:
@@ -174,12 +169,10 @@ class Running:
             self._tasks.spawn(self._start(), name=f"container of {self.record.id}")
         return found.look_at
 
-    def _pace(self, now: float) -> scale.Pace | None:
-        if self._input_s is None or self._start_s is None:
-            return None
+    def _oldest(self, now: float) -> float:
+        """How long the input that has been in hand for longest has been there."""
         ends = [end for each in self.containers.values() for end in each.deadlines.values()]
-        oldest = 0.0 if not ends else now - (min(ends) - self.asked.timeout_s)
-        return scale.Pace(max(self._input_s, oldest), self._start_s)
+        return 0.0 if not ends else now - (min(ends) - self.asked.timeout_s)
 
     async def _start(self) -> None:
         began = time.time()
@@ -264,8 +257,7 @@ class Running:
 
     def _fail_all(self, name: str, message: str, hint: str, *, trace: str = "") -> None:
         error = {"type": name, "message": message, "hint": hint, "traceback": trace}
-        while self._visitors:
-            self._visitors.popleft().set_exception(Problem(502, "container_failed", f"{name}: {message}", hint=hint))
+        self.visits.refuse(Problem(502, "container_failed", f"{name}: {message}", hint=hint))
         for each in self.queue.drain():
             found = self._store.input(each.call, each.index)
             if found is not None and found.state != "ended":
@@ -273,40 +265,10 @@ class Running:
 
     # ---- inputs
 
-    @asynccontextmanager
-    async def visit(self) -> AsyncIterator[Container]:
-        """A place in a container of a web function, for the time of a request; Problem where none starts in time."""
-        visitor: asyncio.Future[Container] = asyncio.get_running_loop().create_future()
-        self._visitors.append(visitor)
-        self.wake()
-        try:
-            async with asyncio.timeout(_VISIT_S):
-                container = await asyncio.shield(visitor)
-        except BaseException as error:
-            if visitor.done() and not visitor.exception():
-                visitor.result().leave()
-            elif not visitor.done():
-                self._visitors.remove(visitor)
-            if isinstance(error, TimeoutError):
-                raise Problem(
-                    503, "no_container", f"no container within {_VISIT_S:.0f} s", hint="try again", retryable=True
-                ) from error
-            raise
-        try:
-            yield container
-        finally:
-            container.leave()
-            self.wake()
-
-    def _admit(self, container: Container) -> None:
-        while self._visitors and container.busy < self.asked.concurrency:
-            container.visit()
-            self._visitors.popleft().set_result(container)
-
     def _dispatch(self) -> None:
         for container in list(self.containers.values()):
             if container.ready and not container.stopping and container.sandbox not in self._settling:
-                self._admit(container)
+                self.visits.admit(container, self.asked.concurrency)
             while (
                 container.ready
                 and not container.stopping
@@ -381,7 +343,7 @@ class Running:
         if any(frame.kind == "ready" for frame in frames):
             self._failed_starts = 0
             if container.started_at is not None:
-                self._start_s = _smoothed(self._start_s, time.time() - container.started_at)
+                self._lately.started(time.time() - container.started_at)
         for call in {frame.input.rpartition(".")[0] for frame in frames if frame.input}:
             self._desk.tell(call)
         self.wake()
@@ -418,7 +380,7 @@ class Running:
                     self._fetch(container, record, "done", frame.value, {})
                 else:
                     took = time.time() - container.deadlines.get(record.id, time.time()) + self.asked.timeout_s
-                    self._input_s = _smoothed(self._input_s, took)
+                    self._lately.done(took)
                     container.let_go(record.id)
                     self._end(record, "done", _data(frame.value))
             case "error":
@@ -527,10 +489,6 @@ class Running:
         await container.send(protocol.go_on())
         await container.send(protocol.again())
         self.wake()
-
-
-def _smoothed(before: float | None, now: float) -> float:
-    return now if before is None else before + _WEIGHT * (now - before)
 
 
 def _waits_for_a_call(frame: Frame) -> bool:

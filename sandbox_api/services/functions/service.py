@@ -19,8 +19,10 @@ from sandbox_api.host.interface import Host
 from sandbox_api.models.common import time_of
 from sandbox_api.models.functions import AddInputs, Argument, Call, CallResult, CreateCall, CreateFunction, Function
 from sandbox_api.problems import Problem, invalid, not_found
+from sandbox_api.services.catalog import Catalog
 from sandbox_api.services.copies import CopyService
 from sandbox_api.services.execs import ExecService
+from sandbox_api.services.functions.begun import Begun
 from sandbox_api.services.functions.code import Code
 from sandbox_api.services.functions.container import Container
 from sandbox_api.services.functions.desk import COPY_KEPT_S, Desk
@@ -55,6 +57,7 @@ class FunctionService:
         uploads: Uploads,
         copies: CopyService,
         secrets: SecretService,
+        catalog: Catalog,
         tasks: TaskOwner,
     ) -> None:
         self._settings = settings
@@ -66,7 +69,8 @@ class FunctionService:
         self._store = registry.store.functions
         self._code = Code(settings.state / "functions", uploads)
         values = settings.state / "values"
-        self.desk = Desk(host, registry, sandboxes, execs, uploads, self._code, copies, secrets, values)
+        begun = Begun(settings, registry, catalog, sandboxes, execs, copies, tasks)
+        self.desk = Desk(host, registry, sandboxes, execs, uploads, self._code, copies, secrets, begun, values)
         self._running: dict[str, Running] = {}
 
     # ---- functions
@@ -170,7 +174,7 @@ class FunctionService:
             raise Problem(
                 404, "no_web_function", f"{record.name} is no web endpoint", hint="see @isobox.asgi_app and its kin"
             )
-        async with running.visit() as container:
+        async with running.visits.visit() as container:
             yield container.sandbox, running.asked.web.port
 
     # ---- calls

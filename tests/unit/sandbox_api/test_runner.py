@@ -57,7 +57,7 @@ def run(folder: Path, name: str, inputs: list[tuple[Any, ...]], **said: object) 
         shutil.copy(ROOT / "isobox/functions" / part, code / "isobox_inside" / part)
     (code / "mine.py").write_text(SOURCE)
     entry = {"module": "mine", "name": name, "python": list(sys.version_info[:2])}
-    described = {"entry": entry, "concurrency": 1, "trust": "safe", "secrets": False, "questions": 8} | said
+    described = {"entry": entry, "concurrency": 1, "trust": "safe", "questions": 8} | said
     (folder / "function.json").write_text(json.dumps(described))
     lines = [
         protocol.run(f"cal.{n}", {"d": base64.b64encode(codec.encode_arguments(args, {}, None)).decode()})

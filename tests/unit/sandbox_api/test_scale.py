@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_api.functions.scale import Bounds, Container, Pace, Plan, plan
+from sandbox_api.functions.scale import Bounds, Container, Lately, Pace, Plan, plan
 
 
 def test_as_many_as_there_is_work_for() -> None:
@@ -23,6 +23,17 @@ def test_none_is_started_for_what_is_done_before_it_is_ready() -> None:
     assert plan(Bounds(), 600, two, 5.0, quick) == Plan(start=2, look_at=5.3)
     assert plan(Bounds(), 20, [], 5.0, quick).start == 8
     assert plan(Bounds(buffer=1), 20, two, 5.0, quick).start == 1
+
+
+def test_the_pace_follows_what_was_seen_lately() -> None:
+    lately = Lately()
+    assert lately.pace(0.0) is None
+    lately.done(1.0)
+    lately.started(0.5)
+    assert lately.pace(0.0) == Pace(1.0, 0.5)
+    lately.done(2.0)
+    assert lately.pace(0.0) == Pace(1.2, 0.5)
+    assert lately.pace(7.0) == Pace(7.0, 0.5)
 
 
 def test_those_without_work_go_in_their_time() -> None:
