@@ -117,6 +117,12 @@ def crashes(x: int) -> int:
     return x
 
 
+@app.function(max_containers=2, memory=128, disk=64)  # a disk lies in memory (ADR 4)
+def hungry(megabytes: int) -> int:
+    """Takes so much memory."""
+    return len(b"x" * (megabytes << 20))
+
+
 @app.function(max_containers=2)
 def slowly(x: int) -> tuple[int, int]:
     """A tenth of a second, and its process."""

@@ -161,6 +161,13 @@ def test_a_crash_costs_nobody_else_anything() -> None:
     assert "4 containers ended under it" in str(found[2])
 
 
+def test_out_of_memory_costs_nobody_else_anything() -> None:
+    found = list(fa.hungry.map([1, 2, 1000, 3], return_exceptions=True))
+    assert [each for each in found if isinstance(each, int)] == [1 << 20, 2 << 20, 3 << 20]
+    assert isinstance(found[2], isobox.ContainerFailed | RemoteError)
+    assert "memory" in str(found[2]).lower()
+
+
 def test_a_container_that_is_killed_is_replaced(server: Server) -> None:
     with server.client() as http:
 

@@ -132,7 +132,7 @@ class RunService:
         self._store.forget_run(id_)
         run.tell()
         for each in run.record.functions:
-            if not self.is_used(tenant, each):
+            if self._store.function(each) is not None and not self.is_used(tenant, each):
                 await self._functions.retire(tenant, each)
 
     # ---- for others
@@ -149,9 +149,9 @@ class RunService:
 
     async def find(self, caller: FunctionRecord, run_id: str | None, name: Name) -> FunctionRecord:
         """The function of the caller's app by this name, as its run or its version has it; 404 if nobody makes it."""
-        run = self._runs.get(run_id or "") or next(
-            (each for each in self._runs.values() if caller.id in each.record.functions), None
-        )
+        run = self._runs.get(run_id or "")
+        if run is None or (run.record.tenant, run.record.app) != (caller.tenant, caller.app):
+            run = next((each for each in self._runs.values() if caller.id in each.record.functions), None)
         if run is None or (run_id is None and self._deployed(caller.tenant, caller.id) is not None):
             found = self._in_force(caller, name) or (None if run is not None else self._newest(caller, name))
             if found is None:
@@ -212,7 +212,7 @@ class RunService:
                 if not run.listening and run.heard_at + _SILENT_S < time.monotonic():
                     _log.info("a client is gone", app=run.record.app, run=id_)
                     await self.end(run.record.tenant, id_)
-                    del self._ended[id_]  # it may come back, from a long sleep
+                    self._ended.pop(id_, None)  # it may come back, from a long sleep
             await asyncio.sleep(_LOOK_S)
 
 
