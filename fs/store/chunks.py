@@ -24,19 +24,19 @@ _CUTTER: Final = FastCDC(avg_size=AVERAGE, min_size=MIN, max_size=MAX)
 
 def cut(contents: BinaryIO) -> Iterator[bytes]:
     """The pieces of a file, however it is read."""
-    rest = b""
+    rest = bytearray()
     while data := contents.read(_WINDOW):
         rest += data
-        if len(rest) <= MAX:
+        if len(rest) < _WINDOW:  # whoever reads little at a time is not looked at anew each time
             continue
-        found = list(_CUTTER.cut_buf(rest))
+        found = list(_CUTTER.cut_buf(bytes(rest)))
         for each in found[:-1]:
             yield bytes(each.data)
-        rest = bytes(found[-1].data)
+        rest = bytearray(found[-1].data)
     if len(rest) > MIN:
-        yield from (bytes(each.data) for each in _CUTTER.cut_buf(rest))
+        yield from (bytes(each.data) for each in _CUTTER.cut_buf(bytes(rest)))
     elif rest:
-        yield rest
+        yield bytes(rest)
 
 
 def digest(data: bytes) -> bytes:
