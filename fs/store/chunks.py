@@ -24,19 +24,23 @@ _CUTTER: Final = FastCDC(avg_size=AVERAGE, min_size=MIN, max_size=MAX)
 
 def cut(contents: BinaryIO) -> Iterator[bytes]:
     """The pieces of a file, however it is read."""
-    rest = bytearray()
+    parts: list[bytes] = []
+    size = 0
     while data := contents.read(_WINDOW):
-        rest += data
-        if len(rest) < _WINDOW:  # whoever reads little at a time is not looked at anew each time
+        parts.append(data)
+        size += len(data)
+        if size < _WINDOW:  # whoever reads little at a time is not looked at anew each time
             continue
-        found = list(_CUTTER.cut_buf(bytes(rest)))
+        found = list(_CUTTER.cut_buf(b"".join(parts)))
         for each in found[:-1]:
             yield bytes(each.data)
-        rest = bytearray(found[-1].data)
+        parts = [bytes(found[-1].data)]
+        size = len(parts[0])
+    rest = b"".join(parts)
     if len(rest) > MIN:
-        yield from (bytes(each.data) for each in _CUTTER.cut_buf(bytes(rest)))
+        yield from (bytes(each.data) for each in _CUTTER.cut_buf(rest))
     elif rest:
-        yield bytes(rest)
+        yield rest
 
 
 def digest(data: bytes) -> bytes:
