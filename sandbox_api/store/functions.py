@@ -287,6 +287,10 @@ class FunctionStore:
         row = self._db.execute("select doc from calls where id = ?", (id_,)).fetchone()
         return CallRecord(**json.loads(row[0])) if row else None
 
+    def calls_not_ended(self) -> list[str]:
+        """Those that are not over."""
+        return [row[0] for row in self._db.execute("select id from calls where ended_at is null")]
+
     def functions_called(self) -> set[str]:
         """Those of which a call is remembered."""
         return {row[0] for row in self._db.execute("select distinct function from calls")}

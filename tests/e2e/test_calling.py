@@ -1,8 +1,10 @@
 """Functions that call each other, dicts, queues, batches and secrets, against a real server."""
 
 import asyncio
+import base64
 import queue
 import threading
+import time
 from collections.abc import Iterator
 
 import calling_app as ca
@@ -125,6 +127,26 @@ def test_a_call_inside_survives_the_server(own_server: Server) -> None:
         own_server.kill()
         own_server.start()
         assert call.get(timeout=60) == "slept"
+
+
+def test_a_call_that_a_killed_client_left_open_is_closed_and_forgotten(own_server: Server) -> None:
+    own_server.environment["ISOBOX_RETAIN_S"] = "1"
+    own_server.start()
+    app = isobox.App("left")
+
+    @app.function(max_containers=1)
+    def one() -> int:
+        return 1
+
+    with app.run(url=own_server.url, api_key=own_server.key), own_server.client() as http:
+        assert one.remote() == 1
+        nothing = base64.b64encode(b"j[[], {}]").decode()
+        body = {"inputs": [{"data": nothing}], "more": True}
+        path = f"/v1/calls/{http.post(f'/v1/functions/{one.id}/calls', json=body).json()['id']}"
+        until(lambda: http.get(path).json()["ended"] == 1)
+        assert http.get(path).json()["complete"] is False
+        time.sleep(6)  # to ask is to keep it
+        assert http.get(path).json()["code"] == "call_not_found"
 
 
 def test_a_client_that_is_gone_keeps_nothing_ready(running: None, http: httpx.Client) -> None:

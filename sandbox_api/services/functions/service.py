@@ -72,6 +72,8 @@ class FunctionService:
         begun = Begun(settings, registry, catalog, sandboxes, execs, copies, tasks)
         self.desk = Desk(host, registry, sandboxes, execs, uploads, self._code, copies, secrets, begun, values)
         self._running: dict[str, Running] = {}
+        self._heard: dict[str, float] = {}
+        """When somebody spoke of a call that is open."""
 
     # ---- functions
 
@@ -241,6 +243,8 @@ class FunctionService:
         call = self.desk.call(id_)
         if call is None or call.tenant != tenant:
             raise not_found("call")
+        if call.open:
+            self._heard[id_] = time.monotonic()
         return call
 
     async def results(self, tenant: str, id_: str, after: int, wait_s: float, *, whole: bool = False) -> Call:
@@ -289,12 +293,26 @@ class FunctionService:
         unused_at = 0.0
         while True:
             before = time.time() - self._settings.retain_s
+            self._close_left_open()
             for id_ in self._store.calls_ended_before(before):
                 self.desk.forget(id_)
             if time.monotonic() > unused_at:
                 unused_at = time.monotonic() + min(_UNUSED_S, self._settings.retain_s)
                 await self._forget_unused(before)
             await asyncio.sleep(min(30.0, self._settings.retain_s))
+
+    def _close_left_open(self) -> None:
+        """Calls whose client announced more inputs, and has neither sent any nor asked for results since."""
+        now, left = time.monotonic(), self._settings.retain_s
+        for id_ in self._store.calls_not_ended():
+            call = self.desk.call(id_)
+            if call is None or not call.open or call.ended < call.total:
+                continue
+            if self._heard.setdefault(id_, now) + left < now:
+                call.open = False
+                self.desk.save(call)
+                self.desk.tell(id_)
+        self._heard = {id_: at for id_, at in self._heard.items() if at + 2 * left > now}
 
     async def _forget_unused(self, before: float) -> None:
         """Functions that are part of no app, of no run, and of no call that is remembered."""
