@@ -68,8 +68,8 @@ class Class(Generic[T]):
 
 
 def again(app: str, plain: Any) -> Any:
-    """What a function or class of a script is sent as: this name means something else inside (`inside/entry.py`)."""
-    raise NotImplementedError
+    """What a function or class of a script is sent as: here the plain one (inside see `inside/entry.py`)."""
+    return plain
 
 
 again.__module__ = "isobox"

@@ -12,9 +12,9 @@ import base64
 import queue
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from isobox.calls import system
 from isobox.config import Config
@@ -27,8 +27,10 @@ from isobox.transport import Transport
 
 _WAIT_S: Final = 20.0
 _BATCH: Final = 200
+_BATCH_BYTES: Final = 2 << 20
 _EPHEMERAL_S: Final = 86400.0
 _MISSING: Final = object()
+T = TypeVar("T")
 
 
 class _Object:
@@ -171,8 +173,8 @@ class Dict(_Object):
     def _put_all(self, items: Iterable[tuple[Any, Any]], if_absent: bool) -> list[bool]:
         packed = [{"key": self._key(key), "value": self._pack(value)} for key, value in items]
         done: list[bool] = []
-        for begin in range(0, len(packed), _BATCH):
-            body = {"items": packed[begin : begin + _BATCH], "if_absent": if_absent, "token": _token()}
+        for batch in _batches(packed, lambda each: len(each["key"]) + len(each["value"])):
+            body = {"items": batch, "if_absent": if_absent, "token": _token()}
             done += self._send("POST", "/put", json=body)["put"]
         return done
 
@@ -276,8 +278,8 @@ class Queue(_Object):
     ) -> None:
         """Many, in their order."""
         packed, deadline = [self._pack(each) for each in values], _deadline(block, timeout)
-        for begin in range(0, len(packed), _BATCH):
-            body = {"values": packed[begin : begin + _BATCH], "partition": partition, "ttl_s": ttl, "token": _token()}
+        for batch in _batches(packed, len):
+            body = {"values": batch, "partition": partition, "ttl_s": ttl, "token": _token()}
             while True:
                 wait_s, last = _next_wait(deadline)
                 try:
@@ -332,6 +334,20 @@ class Queue(_Object):
     def _clear(self, *, partition: str = "", all: bool = False) -> None:  # as the field has it
         """Delete what waits in a partition, or in all."""
         self._send("POST", "/clear", json={"partition": None if all else partition})
+
+
+def _batches(packed: list[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Some at a time, as a request takes them."""
+    batch: list[T] = []
+    total = 0
+    for each in packed:
+        if batch and (len(batch) == _BATCH or total + size(each) > _BATCH_BYTES):
+            yield batch
+            batch, total = [], 0
+        batch.append(each)
+        total += size(each)
+    if batch:
+        yield batch
 
 
 def _token() -> str:

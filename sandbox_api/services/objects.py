@@ -9,7 +9,7 @@ import base64
 import json
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from common.ids import new_id
@@ -26,6 +26,7 @@ _USED_STEP_S: Final = 60.0
 _LOOK_S: Final = 30.0
 _PAGE: Final = 500
 _PAGE_BYTES: Final = 1 << 20
+_ANSWER_BYTES: Final = 8 << 20
 
 Gone = Callable[[], Awaitable[bool]]
 """Tells whether whoever waits has gone: nothing is taken out for nobody."""
@@ -91,17 +92,27 @@ class ObjectService:
     def values(self, tenant: str, name: str, asked: Keys) -> list[str | None]:
         """The values of keys."""
         record = self.get(tenant, "dict", name)
-        return [_text(each) for each in self._store.get(record.id, asked.keys)]
+        return self._read(record, asked.keys)
+
+    def _read(self, record: ObjectRecord, keys: list[bytes]) -> list[str | None]:
+        found, size = [], 0
+        for value in self._store.get(record.id, keys):
+            size += 0 if value is None else len(value)
+            if size > _ANSWER_BYTES:
+                hint = "ask for fewer keys at once"
+                raise Problem(413, "answer_too_large", f"the values are more than {_ANSWER_BYTES >> 20} MiB", hint=hint)
+            found.append(_text(value))
+        return found
 
     def pop(self, tenant: str, name: str, asked: Keys) -> list[str | None]:
         """The same, and they are gone."""
         record, token = self.get(tenant, "dict", name), _token("pop", asked.token)
 
         def change() -> list[str | None]:
-            found = self._store.get(record.id, asked.keys)
+            found = self._read(record, asked.keys)
             for key in asked.keys:
                 self._store.remove(record.id, key)
-            return [_text(each) for each in found]
+            return found
 
         answer: list[str | None] = self._once(record, token, change)
         return answer
@@ -122,16 +133,7 @@ class ObjectService:
     def items(self, tenant: str, name: str, after: int) -> Items:
         """Some of its items."""
         record = self.get(tenant, "dict", name)
-        found, size = Items(items=[], next=None), 0
-        rows = self._store.items(record.id, after, _PAGE + 1)
-        for seq, key, value in rows[:_PAGE]:
-            found.items.append(Shown(key=_encoded(key), value=_encoded(value)))
-            found.next, size = seq, size + len(value)
-            if size > _PAGE_BYTES:
-                return found
-        if len(rows) <= _PAGE:
-            found.next = None
-        return found
+        return _page(self._store.items(record.id, after, _PAGE + 1))
 
     def clear(self, tenant: str, name: str) -> None:
         """Delete all in it."""
@@ -168,14 +170,19 @@ class ObjectService:
             record = self.get(tenant, "queue", name)
 
             def change(id_: str = record.id) -> list[str]:
-                found = self._store.peek(id_, asked.partition, 0, asked.count, time.time())
+                found, size = [], 0
+                for seq, value in self._store.peek(id_, asked.partition, 0, asked.count, time.time()):
+                    found.append((seq, value))
+                    size += len(value)
+                    if size > _PAGE_BYTES:  # the rest is for the next question
+                        break
                 self._store.take([seq for seq, _ in found])
                 return [_encoded(value) for _, value in found]
 
-            if self._store.peek(record.id, asked.partition, 0, 1, time.time()) and await gone():
+            if self._store.length(record.id, asked.partition, time.time()) and await gone():
                 return []
             known = token and self._store.answered(record.id, token)
-            if known or self._store.peek(record.id, asked.partition, 0, 1, time.time()):
+            if known or self._store.length(record.id, asked.partition, time.time()):
                 answer: list[str] = self._once(record, token, change)
                 self._tell(record)
                 return answer
@@ -186,8 +193,7 @@ class ObjectService:
         """What waits in a partition, from a place on; the keys are empty."""
         record = self.get(tenant, "queue", name)
         rows = self._store.peek(record.id, partition, after, _PAGE + 1, time.time())
-        found = [Shown(value=_encoded(value)) for _, value in rows[:_PAGE]]
-        return Items(items=found, next=rows[_PAGE - 1][0] if len(rows) > _PAGE else None)
+        return _page((seq, None, value) for seq, value in rows)
 
     def lengths(self, tenant: str, name: str) -> dict[str, int]:
         """How many values wait, by partition."""
@@ -231,6 +237,19 @@ class ObjectService:
                     if each.ttl_s is not None and each.used_at + each.ttl_s + _USED_STEP_S < now:
                         self._store.forget(each.id)
             await asyncio.sleep(_LOOK_S)
+
+
+def _page(rows: Iterable[tuple[int, bytes | None, bytes]]) -> Items:
+    """As many as a page holds; where the others begin, if there are any."""
+    found, size = Items(items=[], next=None), 0
+    last = 0
+    for seq, key, value in rows:
+        if len(found.items) == _PAGE or size > _PAGE_BYTES:
+            found.next = last
+            break
+        found.items.append(Shown(key=_text(key), value=_encoded(value)))
+        last, size = seq, size + len(value)
+    return found
 
 
 def _token(what: str, token: str | None) -> str | None:

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -107,11 +107,12 @@ class ObjectStore:
 
     # ---- dicts
 
-    def get(self, id_: str, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values of keys."""
+    def get(self, id_: str, keys: Sequence[bytes]) -> Iterator[bytes | None]:
+        """The values of keys, read as they are asked for."""
         query = "select value from dict_items where object = ? and key = ?"
-        rows = [self._db.execute(query, (id_, key)).fetchone() for key in keys]
-        return [row[0] if row else None for row in rows]
+        for key in keys:
+            row = self._db.execute(query, (id_, key)).fetchone()
+            yield row[0] if row else None
 
     def put(self, id_: str, key: bytes, value: bytes, *, if_absent: bool) -> bool:
         """Set one; False where it is there and was to be left."""
@@ -132,10 +133,10 @@ class ObjectStore:
         """Delete one."""
         self._db.execute("delete from dict_items where object = ? and key = ?", (id_, key))
 
-    def items(self, id_: str, after: int, limit: int) -> list[tuple[int, bytes, bytes]]:
-        """Those beyond a place (seq, key, value), in the order that their keys came."""
+    def items(self, id_: str, after: int, limit: int) -> Iterator[tuple[int, bytes, bytes]]:
+        """Those beyond a place (seq, key, value), in the order that their keys came; read as they are asked for."""
         query = "select seq, key, value from dict_items where object = ? and seq > ? order by seq limit ?"
-        return self._db.execute(query, (id_, after, limit)).fetchall()
+        return self._db.execute(query, (id_, after, limit))
 
     def clear(self, id_: str) -> None:
         """Delete all in it."""
@@ -150,13 +151,13 @@ class ObjectStore:
             [(id_, part, value, expires_at) for value in values],
         )
 
-    def peek(self, id_: str, part: str, after: int, limit: int, now: float) -> list[tuple[int, bytes]]:
-        """The first of a partition (seq, value) beyond a place, that have not expired."""
+    def peek(self, id_: str, part: str, after: int, limit: int, now: float) -> Iterator[tuple[int, bytes]]:
+        """The first of a partition (seq, value) beyond a place, that have not expired; read as they are asked for."""
         query = (
             "select seq, value from queue_items where object = ? and part = ? and seq > ? and expires_at > ?"
             " order by seq limit ?"
         )
-        return self._db.execute(query, (id_, part, after, now, limit)).fetchall()
+        return self._db.execute(query, (id_, part, after, now, limit))
 
     def take(self, seqs: Sequence[int]) -> None:
         """Delete these."""

@@ -301,6 +301,9 @@ def test_a_dict(keys: dict[str, str]) -> None:
         assert asyncio.run(found.get.aio("four")) == 4
         found.clear()
         assert len(found) == 0
+        large = {n: bytes([n]) * (1 << 19) for n in range(20)}
+        found.update(large)
+        assert dict(found.items()) == large
         with pytest.raises(isobox.NotSerializable, match="no key"):
             found[[1]] = 1
         with pytest.raises(isobox.NotSerializable, match="trust"):
@@ -332,6 +335,13 @@ def test_a_queue(keys: dict[str, str]) -> None:
         with pytest.raises(queue.Full):
             found.put(1, timeout=0.2)
         found.clear()
+        found.put_many(bytes(1 << 19) for _ in range(12))
+        assert len(list(found.iterate())) == 12
+        taken = found.get_many(12)
+        while len(taken) < 12:
+            assert len(taken[-1]) == 1 << 19
+            taken += found.get_many(12)
+        assert found.len() == 0
         threading.Timer(0.3, lambda: found.put("late")).start()
         assert found.get(timeout=20) == "late"
         assert asyncio.run(found.put.aio("x")) is None
@@ -352,6 +362,13 @@ def test_what_is_asked_twice_is_done_once(http: httpx.Client) -> None:
     assert http.delete("/v1/queues/twice").status_code == 204
     assert http.post("/v1/queues/twice/get", json={}).json()["code"] == "queue_not_found"
     assert http.post("/v1/dicts/none/get", json={"keys": []}).json()["code"] == "dict_not_found"
+    http.put("/v1/dicts/wide", json={})
+    for key in ("YQ==", "Yg==", "Yw=="):
+        item = {"key": key, "value": base64.b64encode(bytes(1 << 20)).decode()}
+        assert http.post("/v1/dicts/wide/put", json={"items": [item]}).status_code == 200
+    many = http.post("/v1/dicts/wide/get", json={"keys": ["YQ==", "Yg==", "Yw=="] * 3})
+    assert (many.status_code, many.json()["code"]) == (413, "answer_too_large")
+    http.delete("/v1/dicts/wide")
     assert http.put("/v1/dicts/bad%20name", json={}).json()["code"] == "invalid_request"
 
 

@@ -79,7 +79,10 @@ class Begun:
             return None
         image = await self._catalog.find(tenant, asked.image)
         kept = self._kept.get((tenant, image.digest, asked.user))
-        if kept is None or kept.expires_at < time.time():
+        if kept is None:
+            return None
+        if kept.expires_at < time.time():  # its snapshot goes by itself
+            self.forget(kept)
             return None
         wanted = asked.resources
         large = wanted.memory_mb >= kept.memory_mb and wanted.disk_mb >= kept.disk_mb and wanted.pids == kept.pids

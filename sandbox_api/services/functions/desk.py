@@ -20,7 +20,7 @@ from sandbox_api.lifecycle import FINAL
 from sandbox_api.models.functions import CreateFunction
 from sandbox_api.models.sandboxes import CreateSandbox
 from sandbox_api.models.snapshots import CreateSnapshot
-from sandbox_api.problems import Problem
+from sandbox_api.problems import Problem, from_error
 from sandbox_api.services.copies import CopyService
 from sandbox_api.services.execs import ExecService
 from sandbox_api.services.functions.begun import Begun, boot
@@ -35,6 +35,7 @@ from sandbox_api.store.functions import BegunRecord, CallRecord, ContainerRecord
 from sandbox_api.store.records import ExecRecord
 
 _log = structlog.get_logger(__name__)
+_COPY_GONE: Final = ("snapshot_not_found", "snapshot_unusable")
 _LIFE_S: Final = 30 * 86400.0
 _INLINE: Final = 48 << 10
 _FAREWELL_S: Final = 10.0
@@ -93,9 +94,10 @@ class Desk:
         if kept is not None:
             try:
                 return await self._from_begun(record, asked, kept)
-            except IsoboxError as error:  # the same
+            except IsoboxError as error:  # the same; what is but busy stays
                 _log.info("not from an interpreter that had begun", function=record.name, error=error.detail)
-                self._begun.forget(kept)
+                if from_error(error).code in _COPY_GONE:
+                    self._begun.forget(kept)
         live = await self._sandbox(record, asked, self._life(record, asked))
         try:
             exec_ = await self._execs.start_in(
@@ -337,7 +339,7 @@ async def once(data: bytes) -> AsyncIterator[bytes]:
 
 
 async def _nobody(function: FunctionRecord, container: Container, frame: Frame) -> bytes:
-    raise NotImplementedError
+    raise RuntimeError("composed without anybody who answers containers")
 
 
 _OF_SANDBOX: Final = ("image", "resources", "env", "user", "network", "volumes", "buckets")
