@@ -90,6 +90,11 @@ class Server:
         return None
 
 
+def running(http: httpx.Client) -> set[str]:
+    """Those that run now. What other tests left to a time-out may end meanwhile: nothing *new* is what to look for."""
+    return {each["id"] for each in http.get("/v1/sandboxes", params={"state": "running"}).json()["sandboxes"]}
+
+
 def until(condition: "object", *, timeout: float = 15.0) -> None:
     """Wait for something that comes by itself."""
     deadline = time.monotonic() + timeout

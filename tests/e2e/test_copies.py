@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from server import Server, until
+from server import Server, running, until
 
 from isobox import Sandbox
 
@@ -155,11 +155,11 @@ def test_a_damaged_snapshot_is_refused_before_runsc_sees_it(
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 2] ^= 1
     file.write_bytes(raw)
-    before = http.get("/v1/sandboxes", params={"state": "running"}).json()["sandboxes"]
+    before = running(http)
     refused = http.post("/v1/sandboxes", json={"snapshot": snapshot["id"]})
     assert (refused.status_code, refused.json()["code"]) == (409, "snapshot_unusable")
     assert name in refused.json()["detail"]
-    assert http.get("/v1/sandboxes", params={"state": "running"}).json()["sandboxes"] == before
+    assert running(http) <= before
     http.delete(f"/v1/snapshots/{snapshot['id']}")
 
 
@@ -349,7 +349,7 @@ def test_kill_9_at_any_moment_of_a_copy_leaves_nothing_half_made(own_server: Ser
             http.post(f"{path}/resume")
             known = {each["id"] for each in http.get("/v1/snapshots").json()["snapshots"]}
             assert set(os.listdir(own_server.state / "snapshots")) == known
-            alive = {each["id"] for each in http.get("/v1/sandboxes", params={"state": "running"}).json()["sandboxes"]}
+            alive = running(http)
             assert {each.name for each in (own_server.state / "run").iterdir()} == alive
             for child in alive - {sandbox.id}:
                 there = f"/v1/sandboxes/{child}"
