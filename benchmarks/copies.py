@@ -177,7 +177,7 @@ class RawCopies:
         self._keeper = Keeper(self._folder / "keeper.sock")
         self._keeper.connect()
         (self._folder / "run").mkdir()
-        found = await runsc.find(None, cache)
+        found = await runsc.find(os.environ.get("ISOBOX_RUNSC"), cache)
         self._machine = Machine(
             found,
             cgroups.detect(),

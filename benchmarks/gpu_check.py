@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import isobox
-from isobox import Sandbox
+from isobox import ApiError, Sandbox
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/e2e"))
 
@@ -66,32 +66,83 @@ def check(table: Table) -> None:
         table.say("a free GPU", "none", good=False)
         return
     kind = free[0].kind
-    table.say("GPUs", ", ".join(f"{each.kind} ({each.uuid})" for each in free))
+    table.say("GPUs", ", ".join(f"{each.kind} ({each.memory_mb} MiB, {each.uuid})" for each in free))
     began = time.perf_counter()
     with sandbox(kind) as found:
         table.say("a sandbox with one", f"{time.perf_counter() - began:.2f} s")
-        uuid = str(found.info.raw["gpus"][0]["uuid"])
-        for what in ("add", "devices"):
-            printed, words = inside(found, what)
-            table.say(f"CUDA inside: {what}", printed or words, good=printed in ("right", "1"))
-        nodes = found.exec("sh", "-c", "ls /dev | grep '^nvidia[0-9]'").stdout.split()
-        table.say("device nodes inside", " ".join(nodes), good=len(nodes) == 1)
-        minor = next(n for n in range(64) if f"nvidia{n}" not in nodes)
-        other = found.exec("sh", "-c", f"mknod /tmp/o c 195 {minor} && head -c 1 /tmp/o", user="root")
-        table.say("root inside opens another GPU's node", other.stderr.strip()[-50:], good=other.exit_code != 0)
+        programs(table, found)
+        walls(table, found)
+        if len(free) == 1:
+            taken(table, kind)
         printed, words = inside(found, "canary")
-        table.say("a pattern left in its memory", f"{printed or words} MiB", good=printed.isdecimal())
+        table.say(
+            "a pattern left in its memory", f"{printed or words} MiB", good=printed.isdecimal() and printed != "0"
+        )
+    began = time.perf_counter()
     with sandbox(kind) as found:
+        table.say("the next tenant, after its memory was overwritten", f"{time.perf_counter() - began:.2f} s")
         printed, words = inside(found, "look")
         table.say("the pattern found by the next tenant", f"{printed or words} MiB", good=printed == "0")
-        ours = [inside(found, "product")[0] for _ in range(ROUNDS)]
-        uuid = str(found.info.raw["gpus"][0]["uuid"])
-        theirs = [outside(uuid, "product") for _ in range(ROUNDS)]
+        compare(table, found)
+        table.say("a program that never ends", spinning(found))
+    with sandbox(kind) as found:
+        printed, words = inside(found, "add")
+        table.say("after a sandbox ended in the midst of it: add", printed or words, good=printed == "right")
+    states = {each.uuid: each.state for each in isobox.gpus()}
+    sick = {uuid: state for uuid, state in states.items() if state == "quarantined"}
+    table.say("quarantined in the end", ", ".join(sick) or "none", good=not sick)
+
+
+def programs(table: Table, found: Sandbox) -> None:
+    """CUDA runs, and sees what was given."""
+    for what, right in (("add", "right"), ("devices", "1")):
+        printed, words = inside(found, what)
+        table.say(f"CUDA inside: {what}", printed or words, good=printed == right)
+
+
+def walls(table: Table, found: Sandbox) -> None:
+    """What is out of reach: other devices' nodes, also for root inside, and a copy that would share the device."""
+    nodes = found.exec("sh", "-c", "ls /dev | grep '^nvidia[0-9]'").stdout.split()
+    table.say("device nodes inside", " ".join(nodes), good=len(nodes) == 1)
+    minor = next(n for n in range(64) if f"nvidia{n}" not in nodes)
+    other = found.exec("sh", "-c", f"mknod /tmp/o c 195 {minor} && head -c 1 /tmp/o", user="root")
+    table.say("root inside opens another GPU's node", other.stderr.strip()[-50:], good=other.exit_code != 0)
     try:
-        a, b = (statistics.median(map(float, each)) for each in (ours, theirs))
-        table.say("matrix product, inside / outside", f"{a * 1000:.1f} / {b * 1000:.1f} ms = {a / b:.2f} x")
-    except ValueError:
-        table.say("matrix product", f"inside {ours[0]}, outside {theirs[0]}", good=False)
+        found.fork()
+        table.say("a fork", "was not refused", good=False)
+    except ApiError as error:
+        table.say("a fork is refused", error.code, good=error.code == "gpu_not_copied")
+
+
+def taken(table: Table, kind: str) -> None:
+    """The only one is another's."""
+    try:
+        Sandbox.create("python", gpu=kind).terminate()
+        table.say("a second sandbox meanwhile", "was given one too", good=False)
+    except ApiError as error:
+        table.say("a second sandbox meanwhile", error.code, good=error.code == "gpu_busy")
+
+
+def compare(table: Table, found: Sandbox) -> None:
+    """The same programs inside and outside, in turn."""
+    uuid = str(found.info.raw["gpus"][0]["uuid"])
+    for what, unit in (("begin", "s"), ("launch", "µs"), ("copy", "GB/s"), ("product", "s")):
+        pairs = [(inside(found, what), outside(uuid, what)) for _ in range(ROUNDS)]
+        try:
+            ours = statistics.median(float(printed) for (printed, _), _ in pairs)
+            theirs = statistics.median(float(printed) for _, printed in pairs)
+        except ValueError:
+            table.say(what, f"inside {pairs[0][0]}, outside {pairs[0][1]}", good=False)
+            continue
+        table.say(f"{what}, inside / outside", f"{ours:g} / {theirs:g} {unit} = {ours / theirs:.2f} x")
+
+
+def spinning(found: Sandbox) -> str:
+    """Leave a kernel that never ends running."""
+    for event in found.start("python3", "-u", "/home/user/gpu_program.py", "spin"):
+        if event.type == "stdout":
+            return str(event.text).strip()
+    return "it ended"
 
 
 def main() -> None:
@@ -111,6 +162,8 @@ def main() -> None:
                 check(table)
             finally:
                 server.end()
+                if not table.good:
+                    print("\nThe server's last words:\n" + "\n".join(server.log().splitlines()[-40:]), file=sys.stderr)
     sys.exit(0 if table.good else 1)
 
 

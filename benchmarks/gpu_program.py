@@ -2,8 +2,12 @@
 
     gpu_program.py add        vector addition of a million floats, checked
     gpu_program.py product    seconds of a matrix product (2048 x 2048, one thread an element), checked in places
+    gpu_program.py begin      seconds until there is a context
+    gpu_program.py launch     microseconds of an empty launch, and of waiting for it: the median of a thousand
+    gpu_program.py copy       GB/s to the device of 256 MiB that are not pinned
     gpu_program.py canary     leave a pattern all over the free memory
     gpu_program.py look       look for that pattern in fresh memory
+    gpu_program.py spin       launch what never ends, say so, and wait for it
     gpu_program.py devices    how many devices CUDA shows
 
 Kernels are PTX for sm_50 and newer, compiled by the driver. Source: CUDA Driver API; PTX ISA 6.0.
@@ -11,6 +15,7 @@ Kernels are PTX for sm_50 and newer, compiled by the driver. Source: CUDA Driver
 
 import array
 import ctypes
+import statistics
 import sys
 import time
 
@@ -33,6 +38,34 @@ PTX = b"""
     add.f32 %f3, %f1, %f2;
     st.global.f32 [%d7], %f3;
 DONE:
+    ret;
+}
+
+.visible .entry look(.param .u64 a, .param .u64 found, .param .u32 n)
+{
+    .reg .pred %p<3>; .reg .b32 %r<6>; .reg .b64 %d<6>;
+    ld.param.u64 %d1, [a]; ld.param.u64 %d2, [found]; ld.param.u32 %r1, [n];
+    mov.u32 %r2, %ctaid.x; mov.u32 %r3, %ntid.x; mov.u32 %r4, %tid.x;
+    mad.lo.s32 %r5, %r2, %r3, %r4;
+    setp.ge.u32 %p1, %r5, %r1;
+    @%p1 bra DONE;
+    mul.wide.u32 %d3, %r5, 8; add.s64 %d4, %d1, %d3;
+    ld.global.u64 %d5, [%d4];
+    setp.ne.u64 %p2, %d5, 0x5A5A5A5A5A5A5A5A;
+    @%p2 bra DONE;
+    red.global.add.u32 [%d2], 1;
+DONE:
+    ret;
+}
+
+.visible .entry spin(.param .u64 a)
+{
+    .reg .pred %p; .reg .b32 %r; .reg .b64 %d;
+    ld.param.u64 %d, [a];
+LOOP:
+    ld.volatile.global.u32 %r, [%d];
+    setp.eq.u32 %p, %r, 0;
+    @%p bra LOOP;
     ret;
 }
 
@@ -66,6 +99,7 @@ DONE:
 }
 """
 PIECE = 64 << 20
+COPIED = 256 << 20
 CANARY = 0x5A
 
 
@@ -78,6 +112,7 @@ class Cuda:
         device, self.context = ctypes.c_int(), ctypes.c_void_p()
         self("cuDeviceGet", ctypes.byref(device), 0)
         self("cuCtxCreate_v2", ctypes.byref(self.context), 0, device)
+        self.module: ctypes.c_void_p | None = None
 
     def __call__(self, name: str, *arguments: object) -> None:
         """Call it, or end with its error."""
@@ -105,12 +140,18 @@ class Cuda:
 
     def launch(self, name: str, threads: int, *arguments: object) -> None:
         """Run a kernel, and wait for it."""
-        module, function = ctypes.c_void_p(), ctypes.c_void_p()
-        self("cuModuleLoadData", ctypes.byref(module), PTX)
-        self("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
+        self.begin(name, threads, *arguments)
+        self("cuCtxSynchronize")
+
+    def begin(self, name: str, threads: int, *arguments: object) -> None:
+        """Run a kernel."""
+        if self.module is None:
+            self.module = ctypes.c_void_p()
+            self("cuModuleLoadData", ctypes.byref(self.module), PTX)
+        function = ctypes.c_void_p()
+        self("cuModuleGetFunction", ctypes.byref(function), self.module, name.encode())
         given = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(each) for each in arguments))  # type: ignore[arg-type]
         self("cuLaunchKernel", function, -(-threads // 256), 1, 1, 256, 1, 1, 0, None, given, None)
-        self("cuCtxSynchronize")
 
 
 def add() -> str:
@@ -153,13 +194,56 @@ def canary() -> str:
 
 
 def look() -> str:
-    """MiB of fresh memory in which the pattern was found."""
-    cuda, found, raw = Cuda(), 0, ctypes.create_string_buffer(PIECE)
-    pattern = bytes([CANARY]) * 4096
+    """MiB of fresh memory that hold the pattern: 64-bit words of it are counted, wherever they lie."""
+    cuda, words, looked = Cuda(), 0, 0
     while (at := cuda.allocate(PIECE)) is not None:
-        cuda("cuMemcpyDtoH_v2", raw, at, ctypes.c_size_t(PIECE))
-        found += (PIECE >> 20) if pattern in raw.raw else 0
-    return str(found)
+        count = cuda.put(array.array("f", [0.0]))
+        cuda.launch("look", PIECE // 8, at, count, ctypes.c_uint32(PIECE // 8))
+        words += int.from_bytes(cuda.get(count, 1).tobytes(), "little")
+        looked += 1
+    if not looked:
+        raise SystemExit("there was no memory to look at")
+    return str(-(-words * 8 // (1 << 20)))
+
+
+def begin() -> str:
+    """Seconds of loading the library, finding the device and making a context."""
+    began = time.perf_counter()
+    Cuda()
+    return f"{time.perf_counter() - began:.4f}"
+
+
+def launch() -> str:
+    """Microseconds of one that does nothing."""
+    cuda, took = Cuda(), []
+    at = cuda.put(array.array("f", [0.0]))
+    for _ in range(1000):
+        began = time.perf_counter()
+        cuda.launch("add", 1, at, at, at, ctypes.c_uint32(0))
+        took.append(time.perf_counter() - began)
+    return f"{statistics.median(took) * 1e6:.2f}"
+
+
+def copy() -> str:
+    """GB/s, the best of five: the first touches its pages."""
+    cuda, raw, best = Cuda(), ctypes.create_string_buffer(COPIED), 0.0
+    at = cuda.allocate(COPIED)
+    assert at is not None
+    for _ in range(5):
+        began = time.perf_counter()
+        cuda("cuMemcpyHtoD_v2", at, raw, ctypes.c_size_t(COPIED))
+        best = max(best, COPIED / 1e9 / (time.perf_counter() - began))
+    return f"{best:.2f}"
+
+
+def spin() -> str:
+    """Never comes back."""
+    cuda = Cuda()
+    at = cuda.put(array.array("f", [0.0]))
+    cuda.begin("spin", 1, at)
+    print("spinning", flush=True)
+    cuda("cuCtxSynchronize")
+    return "it ended"
 
 
 def devices() -> str:
@@ -169,5 +253,7 @@ def devices() -> str:
     return str(count.value)
 
 
+ALL = {each.__name__: each for each in (add, product, begin, launch, copy, canary, look, spin, devices)}
+
 if __name__ == "__main__":
-    print({"add": add, "product": product, "canary": canary, "look": look, "devices": devices}[sys.argv[1]]())
+    print(ALL[sys.argv[1]]())

@@ -4,6 +4,7 @@ A machine without the library has no GPU, and says why. Whatever one device refu
 """
 
 import contextlib
+import ctypes
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,13 @@ _PROGRAMS_OWN_FAULT: Final = frozenset({13, 31, 43, 45, 68, 109})
 
 
 class Reader:
-    """NVML, kept open. What once made a device sick keeps it so until `forgive`."""
+    """NVML, kept open: of the folder that the operator named, else where the dynamic loader finds it.
 
-    def __init__(self) -> None:
+    What once made a device sick keeps it so until `forgive`.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._library = None if folder is None else folder / "libnvidia-ml.so.1"
         self._events: Any = None
         self._watched: set[str] = set()
         self._sick: dict[str, str] = {}
@@ -45,6 +50,7 @@ class Reader:
         """All devices now."""
         if self._events is None:
             try:
+                self._load()
                 pynvml.nvmlInit()
                 self._events = pynvml.nvmlEventSetCreate()
                 self._watched = set()
@@ -55,6 +61,12 @@ class Reader:
         except pynvml.NVMLError as error:
             self.close()
             return Inventory(problem=f"NVML: {error}")
+
+    def _load(self) -> None:
+        """A library that is loaded already is the one that pynvml finds by its name."""
+        if self._library is not None:
+            with contextlib.suppress(OSError):  # not in that folder: wherever it is, then
+                ctypes.CDLL(str(self._library))
 
     def _read(self) -> Inventory:
         driver = str(pynvml.nvmlSystemGetDriverVersion())

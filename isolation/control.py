@@ -1,7 +1,8 @@
 """The calls of a sandbox's control server that we use, each with its types.
 
 The protocol is internal to gVisor and changes between releases: everything we know of it is in this module.
-Sources: runsc/boot/controller.go, runsc/boot/network.go, pkg/sentry/control/*.go at release-20240729.0.
+Sources: runsc/boot/controller.go, runsc/boot/network.go, pkg/sentry/control/*.go at release-20240729.0 and
+release-20260817.0.
 """
 
 import base64
@@ -13,11 +14,11 @@ from typing import Any, Final
 from isolation import urpc
 from isolation.network import Link
 
-TESTED_RELEASES = ("20240729.0",)
-"""runsc releases that this project's suite has run against."""
-
 _COPY_TIMEOUT_S: Final = 300.0
 _DELIVER_TO_PROCESS: Final = 0  # runsc/boot/controller.go, SignalDeliveryMode
+_LINKS_BY_ARGUMENT: Final = 20260710
+"""From this release on runsc takes the links beforehand and makes them at the start or restore: what is made before a
+restore is lost with the kernel that it was made in (gVisor 6d73c10d7)."""
 
 
 def _mask(prefix: str) -> str:
@@ -94,13 +95,17 @@ class Control:
 
     path: str
     container: str
+    release: str
+    """The runsc that made it: "20240729.0"."""
 
     async def _call(self, method: str, argument: object, *, fds: Sequence[int] = (), timeout: float = 30.0) -> Any:
         return await urpc.call(self.path, method, argument, fds=fds, timeout=timeout)
 
     async def create_links(self, link: Link | None) -> None:
         """Give the network its links; once, before `start_root` or `restore`. Without them nothing can be bound."""
-        await self._call("Network.CreateLinksAndRoutes", _links(link), fds=[] if link is None else [link.fd])
+        beforehand = int(self.release[:8]) >= _LINKS_BY_ARGUMENT
+        method = "containerManager.SetNetworkArgs" if beforehand else "Network.CreateLinksAndRoutes"
+        await self._call(method, _links(link), fds=[] if link is None else [link.fd])
 
     async def start_root(self) -> None:
         """Start PID 1."""

@@ -15,6 +15,13 @@ from isolation.errors import RunscError
 OLDEST: Final = 20240401
 """The first release whose EROFS roots and split checkpoints we need (gVisor's change log)."""
 
+_BOUNDS_OVERLAYS: Final = 20250603
+"""The first release that takes a size for a root's changes in its own memory."""
+_DIES_OF_FREEZING: Final = 20250624
+"""From this release on systrap asks its stubs by seccomp notifications. A freezer interrupts those, which leaves the
+count of them too high: the sentry's next look finds none (ENOENT) and gives up the process, or the whole sandbox
+(gVisor 14c05c175; 4a8eae08b mends half of it)."""
+
 _CREATE_TIMEOUT_S: Final = 60.0
 _FLAGS: Final = (
     "--network=sandbox",
@@ -38,6 +45,19 @@ class Runsc:
     path: Path
     release: str
     platform: str = "systrap"
+
+    @property
+    def bounds_overlays(self) -> bool:
+        """Whether it bounds what it keeps of a root's changes in memory; others are given a folder of that size.
+
+        Those that do start no gofer for a root of EROFS, and such a one has no use for a folder.
+        """
+        return int(self.release[:8]) >= _BOUNDS_OVERLAYS
+
+    @property
+    def bears_freezing(self) -> bool:
+        """Whether its sandboxes may be stopped by a cgroup freezer. Those that may not park by themselves when idle."""
+        return int(self.release[:8]) < _DIES_OF_FREEZING
 
     def command(self, root: Path, *arguments: str) -> list[str]:
         """Its argv for one subcommand, in its own root folder."""

@@ -3,7 +3,7 @@
 folder/            0700, named by the sandbox's id
   bundle/          the OCI spec and the empty folder that the EROFS root covers
   runsc/           runsc's --root: its state file and the control socket
-  overlay/         mount point of the tmpfs that bounds the root's changes (detached once the sentry holds it)
+  overlay/         for an older runsc: where the tmpfs that bounds the root's changes is mounted until the sentry has it
   sandbox.json     what a later server needs to take it over
   runsc.log        runsc's own complaints
 """
@@ -151,7 +151,7 @@ class Sandbox:
             hostname=self.id,
             root=str(bundle / "root"),
             image=str(image),
-            overlay=str(overlay),
+            overlay=None if self._machine.runsc.bounds_overlays else str(overlay),
             resources=self.resources,
             equipment=equipment,
         )
@@ -164,7 +164,8 @@ class Sandbox:
             for fd in (to_guest, from_guest):
                 with contextlib.suppress(PermissionError):  # beyond pipe-user-pages-soft: slower, no worse
                     _set_pipe_size(fd)
-            mounts.mount_tmpfs(overlay, size_mb=self.resources.disk_mb)
+            if not self._machine.runsc.bounds_overlays:
+                mounts.mount_tmpfs(overlay, size_mb=self.resources.disk_mb)
             created = await runsc.create(
                 self._machine.runsc,
                 root=root,
@@ -302,7 +303,7 @@ class Sandbox:
 
     def _adopt(self, process: Process, control_path: str) -> None:
         self._process = process
-        self._control = Control(control_path, self.id)
+        self._control = Control(control_path, self.id, self._machine.runsc.release)
 
     def _write_record(self, *, paused: bool = False) -> None:
         assert self._process is not None
@@ -400,10 +401,11 @@ class Sandbox:
             self.end_use()
 
     def freeze(self) -> None:
-        """Stop it where it stands: no CPU, no loss; whoever uses it thaws it."""
+        """Stop it where it stands: no CPU, no loss; whoever uses it thaws it. Of a runsc that parks, a name only."""
         if not self.frozen and self.cgroup.can_freeze:
             self.frozen = True
-            self.cgroup.freeze()
+            if self._machine.runsc.bears_freezing:
+                self.cgroup.freeze()
 
     def thaw(self) -> None:
         """Let it go on."""
@@ -538,6 +540,7 @@ class Sandbox:
         if machine.links is not None:
             await machine.links.release(id_)
         mounts.detach(folder / "overlay")
+        mounts.detach(folder / "runsc" / "null-netns")  # a newer runsc keeps its gofer's network namespace there
         # Ours alone and small: a handful of files that runsc and we wrote.
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -92,12 +92,17 @@ BARE: Final = Equipment()
 
 
 def oci_spec(
-    *, hostname: str, root: str, image: str, overlay: str, resources: Resources, equipment: Equipment = BARE
+    *, hostname: str, root: str, image: str, overlay: str | None, resources: Resources, equipment: Equipment = BARE
 ) -> dict[str, Any]:
     """The spec of one sandbox.
 
-    root is an empty folder, image the EROFS file that covers it, overlay a folder whose size bounds the changes.
+    root is an empty folder, image the EROFS file that covers it. Changes lie in the folder overlay, whose size bounds
+    them; None: in the sentry's memory, for a runsc that bounds them itself.
     """
+    if overlay is None:
+        changes = {"overlay": "memory", "options": f"size={resources.disk_mb}m"}
+    else:
+        changes = {"overlay": f"dir={overlay}"}
     binds = [
         {"destination": each.target, "type": "bind", "source": each.source, "options": ["ro", "nosuid", "nodev"]}
         for each in equipment.binds
@@ -153,8 +158,7 @@ def oci_spec(
         "annotations": {
             "dev.gvisor.spec.rootfs.type": "erofs",
             "dev.gvisor.spec.rootfs.source": image,
-            # 20240729 takes no size for an overlay in memory; a folder on a bounded tmpfs is one.
-            "dev.gvisor.spec.rootfs.overlay": f"dir={overlay}",
+            **{f"dev.gvisor.spec.rootfs.{name}": value for name, value in changes.items()},
         },
         "linux": {
             "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")],

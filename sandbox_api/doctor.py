@@ -100,7 +100,8 @@ def _reaper(_: Settings) -> str:
 
 def _runsc(settings: Settings) -> str:
     found = asyncio.run(_probe(settings))
-    return f"{found.path}, release {found.release}, platform {found.platform} works"
+    idle = "" if found.bears_freezing else "; it parks what is idle: nothing is frozen"
+    return f"{found.path}, release {found.release}, platform {found.platform} works{idle}"
 
 
 async def _probe(settings: Settings) -> runsc.Runsc:

@@ -27,7 +27,8 @@ def traces() -> dict[str, set[str]]:
             if state != "Z" and any(each in line for each in OURS):
                 processes.add(f"{entry.name} {line[:120]}")
     groups = {str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{CGROUP_PARENT}/sbx*") if path.is_dir()}
-    mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if "isobox" in line}
+    mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    mounts = {path for path in mounted if "isobox" in path or "/run/sbx" in path}
     links = {path.name for path in Path("/sys/class/net").iterdir() if re.match(r"ib[0-9a-f]{4}x|out\d", path.name)}
     namespaces = {path.name for path in Path("/run/netns").glob("*")}
     listed = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout

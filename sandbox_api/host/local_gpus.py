@@ -37,7 +37,7 @@ class LocalGpus:
         self._abi = abi
         self._library_folder = library_folder
         self._scrub = scrub
-        self._reader = Reader()
+        self._reader = Reader(library_folder)
         self._reading = asyncio.Lock()
         self._supported: list[str] | None = None
         self.inventory = Inventory(problem="the operator switched GPUs off (ISOBOX_GPUS=0)")
@@ -108,6 +108,7 @@ class LocalGpus:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             cwd=Path(__file__).parents[2],
+            env=self._environment(),
         )
         try:
             async with asyncio.timeout(_SCRUB_S):
@@ -121,6 +122,12 @@ class LocalGpus:
         if process.returncode:
             words = output.decode(errors="replace").strip().splitlines()[-1:]
             raise GpuUnusable(f"its memory could not be overwritten: {' '.join(words)[:300]}")
+
+    def _environment(self) -> dict[str, str]:
+        if self._library_folder is None:
+            return dict(os.environ)
+        known = os.environ.get("LD_LIBRARY_PATH")
+        return os.environ | {"LD_LIBRARY_PATH": f"{self._library_folder}{f':{known}' if known else ''}"}
 
 
 async def furnish(sandbox: Sandbox) -> None:

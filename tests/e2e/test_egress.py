@@ -665,7 +665,8 @@ def test_a_fork_has_a_slot_and_the_policy_of_its_own(egress: Server) -> None:
             execs = http.get(f"/v1/sandboxes/{child['id']}/execs").json()["execs"]
             path = f"/v1/sandboxes/{child['id']}/execs/{execs[0]['id']}"
             until(lambda path=path: http.get(path).json()["state"] == "exited")  # type: ignore[misc]
-            assert "Connection" in http.get(f"{path}/output").text, "what was open is reset"
+            # Which of the two the first send meets is the release's own way; both are a ConnectionError.
+            assert http.get(f"{path}/output").text in ("ConnectionResetError\n", "BrokenPipeError\n"), "it is reset"
             answer = http.post(
                 f"/v1/sandboxes/{child['id']}/exec", json={"argv": ["curl", "-sSk", "-m5", "https://api.test/"]}
             ).json()

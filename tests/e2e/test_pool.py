@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from machine import found as found_runsc
 from server import Server, until
 
 from isobox import Sandbox
@@ -103,6 +104,12 @@ def test_a_killed_server_leaves_no_pool_behind(own_server: Server) -> None:
     assert not list((own_server.state / "run").iterdir())
 
 
+freezes = pytest.mark.skipif(
+    not found_runsc().bears_freezing, reason="this runsc parks what is idle: nothing is frozen"
+)
+
+
+@freezes
 def test_who_is_idle_is_frozen_and_thawed_unnoticed(own_server: Server) -> None:
     own_server.environment["ISOBOX_FREEZE_AFTER_S"] = "0.3"
     own_server.start()
@@ -125,6 +132,7 @@ def test_who_is_idle_is_frozen_and_thawed_unnoticed(own_server: Server) -> None:
         until(lambda: frozen(sandbox.id))
 
 
+@freezes
 def test_a_frozen_sandbox_outlives_its_server_and_ends_in_time(own_server: Server) -> None:
     own_server.environment["ISOBOX_FREEZE_AFTER_S"] = "0.2"
     own_server.start()

@@ -39,19 +39,19 @@ class Fake:
 def build(folder: Path) -> Path:
     """The libraries, in a folder."""
     for source, target in (("nvml.c", "libnvidia-ml.so.1"), ("cuda.c", "libcuda.so.1")):
-        command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-fPIC", "-O1", str(HERE / source)]
-        subprocess.run([*command, "-o", str(folder / target)], check=True, timeout=120)
+        command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-fPIC", "-O1", f"-Wl,-soname,{target}"]
+        subprocess.run([*command, str(HERE / source), "-o", str(folder / target)], check=True, timeout=120)
     return folder
 
 
 class FakeMachine:
     """GPUs that a test can change while a server looks at them."""
 
-    def __init__(self, folder: Path, libraries: Path) -> None:
+    def __init__(self, folder: Path, libraries: Path, driver: str) -> None:
+        self._driver = driver
         self._told = folder / "gpus"
         self.scrubbed_log = folder / "scrubbed"
         self.environment = {
-            "LD_LIBRARY_PATH": str(libraries),
             "FAKE_GPUS": str(self._told),
             "FAKE_CUDA_LOG": str(self.scrubbed_log),
             "ISOBOX_GPU_LIBRARIES": str(libraries),
@@ -60,10 +60,14 @@ class FakeMachine:
         self.gpus: list[Fake] = []
         self.xids: list[tuple[int, str]] = []
 
-    def set(self, gpus: Sequence[Fake], *, driver: str = "550.54.15") -> None:
+    def set(self, gpus: Sequence[Fake], *, driver: str | None = None) -> None:
         """From now on these are there."""
         self.gpus = list(gpus)
-        lines = [f"driver {driver}\n", *(each.line() for each in gpus), *(f"xid {n} {uuid}\n" for n, uuid in self.xids)]
+        lines = [
+            f"driver {driver or self._driver}\n",
+            *(each.line() for each in gpus),
+            *(f"xid {n} {uuid}\n" for n, uuid in self.xids),
+        ]
         partial = self._told.with_suffix(".new")
         partial.write_text("".join(lines))
         partial.replace(self._told)

@@ -15,3 +15,12 @@ def test_the_spec_gives_nothing_away() -> None:
     sizes = {m["destination"]: m["options"] for m in spec["mounts"] if m["type"] == "tmpfs"}
     assert all(any(option.startswith("size=") for option in options) for options in sizes.values())
     assert set(spec["annotations"]) == {f"dev.gvisor.spec.rootfs.{name}" for name in ("type", "source", "overlay")}
+
+
+def test_changes_are_bounded_by_a_folder_or_by_runsc_itself() -> None:
+    def changes(overlay: str | None) -> list[str | None]:
+        spec = oci_spec(hostname="x", root="/r", image="/i", overlay=overlay, resources=Resources(1, 256, 128, 64))
+        return [spec["annotations"].get(f"dev.gvisor.spec.rootfs.{name}") for name in ("overlay", "options")]
+
+    assert changes("/o") == ["dir=/o", None]
+    assert changes(None) == ["memory", "size=128m"]
