@@ -8,13 +8,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
 from websockets.sync.client import connect
 
 from benchmarks import copies, egress, functions, images
+from benchmarks.bare import Bare
 from benchmarks.peers import Peer, Podman, available
 from benchmarks.rows import Row, alone, beside, p99, save, table, timed
 from fs.images import ImageStore
@@ -55,9 +56,9 @@ class Ours:
         self._http.delete(self._path).raise_for_status()
 
 
-def lifecycle(http: httpx.Client, peers: list[Peer]) -> list[Row]:
-    """create, exec, terminate: a round of ours, then of each peer, and so on."""
-    sides: dict[str, Ours | Peer] = {"ours": Ours(http), **{peer.name: peer for peer in peers}}
+def lifecycle(http: httpx.Client, peers: list[Peer], bare: Bare) -> list[Row]:
+    """create, exec, terminate: a round of ours, of ours without the service, then of each peer, and so on."""
+    sides: dict[str, Ours | Peer] = {"ours": Ours(http), bare.name: bare, **{peer.name: peer for peer in peers}}
     found: dict[str, dict[str, list[float]]] = {
         name: {"create": [], "true": [], "python": [], "terminate": []} for name in sides
     }
@@ -81,6 +82,9 @@ def lifecycle(http: httpx.Client, peers: list[Peer]) -> list[Row]:
         )
         for deed in words
         for peer in peers
+    ] + [
+        beside(f"{words[deed]}: {bare.name}", found[bare.name][deed], peers[0].name, found[peers[0].name][deed])
+        for deed in ("true", "python")
     ]
 
 
@@ -188,7 +192,8 @@ def main() -> None:
     limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
     try:
         with serving(ISOBOX_POOL_CEILING="0") as server, server.client(limits=limits) as http:
-            rows += lifecycle(http, peers)
+            with closing(Bare(store.path(store.ensure("python")), settings.cache)) as bare:
+                rows += lifecycle(http, peers, bare)
             for protocol, least in (("isobox.v1.bin", 200), ("isobox.v1.json", 60)):
                 rates = [throughput(server, protocol) for _ in range(5)]
                 rows.append(alone(f"1 GiB to one client, {protocol}", "MB/s", rates, least=least))

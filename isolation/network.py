@@ -27,6 +27,9 @@ class Links(Protocol):
     async def lease(self, sandbox: str) -> Link:
         """A link for a sandbox."""
 
+    def rename(self, sandbox: str, name: str) -> None:
+        """A sandbox goes by another name from now on."""
+
     def number(self, sandbox: str) -> int | None:
         """The number of the link that a sandbox has."""
 

@@ -27,6 +27,7 @@ from isolation.spec import BARE, DEFAULT, Equipment
 _log = structlog.get_logger(__name__)
 _MAX_AGE_S: Final = 1800.0
 _LOOK_EVERY_S: Final = 5.0
+_EXPECTED_MAX: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Pool:
         self._floor = min(floor, ceiling)
         self._ceiling = ceiling
         self._shelves: dict[Shape, Shelf[Ready]] = {}
+        self._expected: dict[Shape, None] = {}
         self._moved = asyncio.Event()
         self._discards = TaskOwner()
 
@@ -106,10 +108,21 @@ class Pool:
     def keep_warm(self, shape: Shape) -> None:
         """Hold at least the floor of this shape from now on; an older image loses its own."""
         for other, shelf in self._shelves.items():
-            if not other.copy and not shape.copy:
+            if other.started and not other.copy and not shape.copy:
                 shelf.demand.floor = 0
         self._shelf(shape).demand.floor = self._floor
         self._moved.set()
+
+    def expect(self, shape: Shape) -> None:
+        """One of this shape will be wanted, nobody knows when: hold one of each of the last few such shapes."""
+        self._expected.pop(shape, None)
+        self._expected[shape] = None
+        self._shelf(shape).demand.floor = min(1, self._floor)
+        self._moved.set()
+        if len(self._expected) > _EXPECTED_MAX:
+            oldest = next(iter(self._expected))
+            del self._expected[oldest]
+            self._shelf(oldest).demand.floor = 0
 
     def forget(self, copy: str) -> None:
         """That copy is gone: so is what was made of it, and not claimed."""

@@ -5,6 +5,7 @@ folder/            0700, named by the sandbox's id
   runsc/           runsc's --root: its state file and the control socket
   overlay/         for an older runsc: where the tmpfs that bounds the root's changes is mounted until the sentry has it
   sandbox.json     what a later server needs to take it over
+  born             the id that it was made under, where that is another: its control group and container go by that
   runsc.log        runsc's own complaints
 """
 
@@ -17,7 +18,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -77,7 +78,8 @@ class Sandbox:
         self.id = id_
         self.resources = resources
         self.folder = machine.folder / id_
-        self.cgroup = Cgroup(machine.cgroups, CGROUP_PARENT, id_)
+        self._born = _born(self.folder)
+        self.cgroup = Cgroup(machine.cgroups, CGROUP_PARENT, self._born)
         self.ended: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         """Resolves when the sandbox ends by itself."""
         self._machine = machine
@@ -170,7 +172,7 @@ class Sandbox:
                 self._machine.runsc,
                 root=root,
                 bundle=bundle,
-                container=self.id,
+                container=self._born,
                 cgroups=self.cgroup.folders,
                 stdio=(theirs[0], theirs[1], theirs[2]),
                 log=self.folder / "runsc.log",
@@ -192,6 +194,15 @@ class Sandbox:
             await self.control.create_links(link)
         finally:
             os.close(link.fd)
+
+    def take_the_place(self, id_: str) -> None:
+        """Go by the id of one that was parked and is to go on in this one; before `claim`."""
+        (self.folder / "born").write_text(self._born)  # first: whoever cleans up must find its control group
+        folder = self.folder.rename(self._machine.folder / id_)
+        control_path = str(folder / Path(self.control.path).relative_to(self.folder))
+        if self._machine.links is not None:
+            self._machine.links.rename(self.id, id_)
+        self.id, self.folder, self._control = id_, folder, replace(self.control, path=control_path)
 
     async def start(self) -> None:
         """Start PID 1."""
@@ -245,8 +256,11 @@ class Sandbox:
         """From now on it is somebody's: with these limits, known to the keeper, for the next server to take over.
 
         One that has not started is claimed for a `restore`: until that is done no other server need wait for its PID 1.
+        SandboxGone if it ended while it waited.
         """
         assert self._ends is not None
+        if self._link is not None and self._link.ended:
+            raise SandboxGone("the sandbox has ended")
         self._unborn = self._link is None
         self.cgroup.limit(resources)
         self.cgroup.yield_to_others(False)
@@ -303,7 +317,7 @@ class Sandbox:
 
     def _adopt(self, process: Process, control_path: str) -> None:
         self._process = process
-        self._control = Control(control_path, self.id, self._machine.runsc.release)
+        self._control = Control(control_path, self._born, self._machine.runsc.release)
 
     def _write_record(self, *, paused: bool = False) -> None:
         assert self._process is not None
@@ -526,7 +540,7 @@ class Sandbox:
     async def clean_up(machine: Machine, id_: str) -> None:
         """Remove whatever a sandbox of that id left on this machine, dead or alive."""
         folder = machine.folder / id_
-        cgroup = Cgroup(machine.cgroups, CGROUP_PARENT, id_)
+        cgroup = Cgroup(machine.cgroups, CGROUP_PARENT, _born(folder))
         deadline = time.monotonic() + _END_TIMEOUT_S
         cgroup.kill()
         pause = 0.001
@@ -547,11 +561,19 @@ class Sandbox:
 
 def post_mortem(machine: Machine, id_: str, resources: Resources) -> End:
     """Why a sandbox that ended by itself did so: its control group remembers until it is removed."""
-    usage = Cgroup(machine.cgroups, CGROUP_PARENT, id_).usage()
+    usage = Cgroup(machine.cgroups, CGROUP_PARENT, _born(machine.folder / id_)).usage()
     if usage.oom_kills:
         limit, peak = resources.cgroup_memory_bytes >> 20, usage.memory_peak_bytes >> 20
         return End("oom", f"out of memory: peak {peak} MiB, limit {limit} MiB (memory_mb + disk_mb)", usage)
     return End("exited", "PID 1 of the sandbox has ended", usage)
+
+
+def _born(folder: Path) -> str:
+    """The id that the sandbox of this folder was made under."""
+    try:
+        return (folder / "born").read_text()
+    except FileNotFoundError:
+        return folder.name
 
 
 def _set_pipe_size(fd: int) -> None:

@@ -129,6 +129,10 @@ class Network:
         self._leased[sandbox] = _Leased(slot, self._rules(CLOSED), before=self._slots.traffic(slot))
         return slot.number, fd
 
+    def rename(self, sandbox: str, name: str) -> None:
+        """What was leased to one is the other's; before the first `apply`, when nobody else knows its name."""
+        self._leased[name] = self._leased.pop(sandbox)
+
     async def apply(self, sandbox: str, egress: Egress) -> None:
         """These are its rules from now on: when this returns nothing that they refuse gets another byte through."""
         if (leased := self._leased.get(sandbox)) is None:

@@ -122,6 +122,11 @@ class Link:
 
     # ---- beginning and end
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has let go of its descriptors: their numbers may be others' by now."""
+        return self._error is not None
+
     async def open(self, execs: list[GuestExec], *, timeout: float) -> set[int]:
         """Say hello and go on with these execs; returns the numbers of those that PID 1 has never heard of.
 

@@ -299,8 +299,8 @@ class Copies(Protocol):
     async def pause(self, id_: str) -> CopyFacts:
         """Copy it and stop it there: nothing happens inside from now on, and `park` follows."""
 
-    async def park(self, id_: str) -> None:
-        """End what `pause` stopped: its copy is all that is left; its execs wait for `restore`."""
+    async def park(self, id_: str, image_digest: str) -> None:
+        """End what `pause` stopped: its copy is all that is left; its execs wait for `restore`, upon that image."""
 
 
 class Images(Protocol):

@@ -202,9 +202,12 @@ class LocalHost:
             self._pool.keep_warm(shape)
         if (ready := self._pool.claim(shape)) is None:
             return None
-        async with ready.sandbox.undone_on_failure():
-            await self.networks.apply(ready.sandbox.id, egress)
-            ready.sandbox.claim(resources)
+        try:
+            async with ready.sandbox.undone_on_failure():
+                await self.networks.apply(ready.sandbox.id, egress)
+                ready.sandbox.claim(resources)
+        except SandboxGone:
+            return None  # as if there had been none
         self._fleet.adopt(ready.sandbox)
         return ready.sandbox.id
 

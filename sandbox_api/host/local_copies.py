@@ -8,7 +8,7 @@ import structlog
 from common.ids import new_id
 from common.tasks import TaskOwner
 from fs.images import ImageStore
-from isolation.errors import DiskFull, SnapshotUnusable
+from isolation.errors import DiskFull, SandboxGone, SnapshotUnusable
 from isolation.foreground import Foreground
 from isolation.pool import Pool, Shape
 from isolation.sandbox import Machine, Sandbox
@@ -137,7 +137,7 @@ class LocalCopies:
     # ---- going on from one
 
     async def prepare(self, image_digest: str, resources: Resources) -> str:
-        sandbox = await self._prepare(new_id("sbx"), image_digest, resources, pooled=True)
+        sandbox = await self._prepare(None, image_digest, resources)
         self._fleet.prepared[sandbox.id] = sandbox
         return sandbox.id
 
@@ -146,12 +146,18 @@ class LocalCopies:
             raise SnapshotUnusable("the image that it was made with is gone", hint="make another one")
         return self._images.file(digest)
 
-    async def _prepare(self, id_: str, image_digest: str, resources: Resources, *, pooled: bool) -> Sandbox:
-        path = self._image_file(image_digest)
-        shape = Shape(path, resources.memory_mb, resources.disk_mb, started=False)
-        if pooled and (ready := self._pool.claim(shape)) is not None:
-            return ready.sandbox
-        return await Sandbox.prepare(self._machine, id_, image=path, resources=resources)
+    def _created(self, image_digest: str, resources: Resources) -> Shape:
+        return Shape(self._image_file(image_digest), resources.memory_mb, resources.disk_mb, started=False)
+
+    async def _prepare(self, id_: str | None, image_digest: str, resources: Resources) -> Sandbox:
+        """One that has not started, of this id or of any."""
+        shape = self._created(image_digest, resources)
+        if (ready := self._pool.claim(shape)) is None:
+            return await Sandbox.prepare(self._machine, id_ or new_id("sbx"), image=shape.image, resources=resources)
+        if id_ is not None:
+            async with ready.sandbox.undone_on_failure():
+                ready.sandbox.take_the_place(id_)
+        return ready.sandbox
 
     async def restore(
         self,
@@ -167,9 +173,7 @@ class LocalCopies:
             if stored := opened is None:
                 opened = await asyncio.to_thread(self._snapshots.open, copy.name, copy.digest, self._maker)
             try:
-                sandbox = self._fleet.prepared.pop(id_, None) or await self._prepare(
-                    id_, image_digest, resources, pooled=False
-                )
+                sandbox = self._fleet.prepared.pop(id_, None) or await self._prepare(id_, image_digest, resources)
                 async with sandbox.undone_on_failure():
                     await self._networks.apply(id_, egress)  # before its first packet
                     sandbox.claim(resources)
@@ -204,6 +208,10 @@ class LocalCopies:
             (sandbox.folder / "logs").rename(self._execs.folder(sandbox.id))
         try:
             await self._networks.apply(sandbox.id, egress)
+            sandbox.claim(resources)
+        except SandboxGone:
+            await self._templates.discard(sandbox)
+            return None  # as if there had been none
         except BaseException:
             await self._templates.discard(sandbox)
             raise
@@ -212,7 +220,6 @@ class LocalCopies:
             exec_ = self._execs.get(sandbox.id, id_)
             if exec_.spec.keeps_awake:
                 exec_.holds_sandbox.enter_context(sandbox.in_use())
-        sandbox.claim(resources)
         return sandbox.id, dict(ready.execs)
 
     # ---- pauses
@@ -234,8 +241,10 @@ class LocalCopies:
             sandbox.end_use()
             raise
 
-    async def park(self, id_: str) -> None:
+    async def park(self, id_: str, image_digest: str) -> None:
         sandbox = self._fleet.get(id_)
+        if self._images.has_file(image_digest):
+            self._pool.expect(self._created(image_digest, sandbox.resources))
         mine = self._execs.of(id_)
         for each in mine:
             each.suspend()

@@ -115,6 +115,10 @@ class LocalNetworks:
         inside = addresses.GUEST, addresses.PREFIX, addresses.GATEWAY
         return Link(number, fd, str(inside[0]), inside[1], str(inside[2]), GUEST_MAC, GATEWAY_MAC, MTU)
 
+    def rename(self, sandbox: str, name: str) -> None:
+        """See `Links`."""
+        self._network.rename(sandbox, name)
+
     def number(self, sandbox: str) -> int | None:
         """See `Links`."""
         return self._network.slot(sandbox)

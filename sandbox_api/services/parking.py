@@ -139,7 +139,8 @@ class Parking:
         record.paused_by = by
         record.cpu_s += cpu_s
         await self._life.move(live, LifeEvent.PAUSED)
-        await self._host.copies.park(record.id)
+        assert record.image_digest is not None
+        await self._host.copies.park(record.id, record.image_digest)
 
     async def _go_on(self, live: Live) -> None:
         record = live.record

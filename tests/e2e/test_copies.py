@@ -2,10 +2,12 @@
 
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -266,6 +268,40 @@ def test_who_is_idle_is_parked_and_one_wake_serves_all(own_server: Server) -> No
         assert http.post(f"{path}/pause").json()["paused_by"] == "request"
         assert http.post(f"{path}/exec", json={"argv": ["true"]}).status_code == 409
         assert http.post(f"{path}/resume").json()["state"] == "running"
+
+
+def test_who_was_parked_goes_on_in_a_sandbox_that_is_ready(own_server: Server) -> None:
+    own_server.environment |= {"ISOBOX_POOL_FLOOR": "1", "ISOBOX_POOL_CEILING": "1"}
+    own_server.start()
+    with own_server.client() as http:
+        path = f"/v1/sandboxes/{http.post('/v1/sandboxes', json={}).json()['id']}"
+        id_ = path.split("/")[-1]
+        folder = own_server.state / "run" / id_
+
+        def ready() -> bool:
+            text = http.get("/metrics").text
+            return re.search(r'^isobox_pool_ready\{.*kind="created".*\} 1\.0$', text, re.MULTILINE) is not None
+
+        def works() -> None:
+            answer = http.post(f"{path}/exec", json={"shell": "cat ~/file; hostname; cat ~/file"}).json()
+            assert answer["stdout"] == f"kept\n{id_}\nkept\n"
+
+        http.post(f"{path}/exec", json={"shell": "echo kept > ~/file"})
+        for _ in range(2):
+            http.post(f"{path}/pause").raise_for_status()
+            until(ready)
+            http.post(f"{path}/resume").raise_for_status()
+            born = (folder / "born").read_text()
+            assert born != id_
+            works()
+        own_server.kill()
+        own_server.start()
+        http.base_url = own_server.url
+        works()
+        assert http.get(f"{path}/stats").json()["memory_bytes"] > 0
+        assert http.delete(path).json()["state"] == "terminated"
+        assert not folder.exists()
+        assert not list(Path("/sys/fs/cgroup").glob(f"**/{born}"))
 
 
 def test_a_full_disk_is_told_and_the_sandbox_goes_on(own_server: Server, tmp_path: Any) -> None:
