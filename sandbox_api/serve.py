@@ -3,8 +3,10 @@
 import os
 import resource
 import socket
+import sys
 
 import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common import logs
 from common.errors import IsoboxError
@@ -24,6 +26,27 @@ class _Server(uvicorn.Server):
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             print(f"isobox ready on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+
+
+class _Start:
+    """The application, whose errors of ours at the start are kept, to be told in a line instead of a traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.failure: IsoboxError | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI's lifespan."""
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+
+        async def telling(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed" and isinstance(error := sys.exception(), IsoboxError):
+                self.failure, message = error, {**message, "message": ""}
+            await send(message)
+
+        await self._app(scope, receive, telling)
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -58,9 +81,10 @@ def serve(settings: Settings) -> None:
     lock = lock_state(settings.state)
     store = Store(settings.state / "isobox.db")
     listener = _listen(settings)
+    app = _Start(make_app(settings, store))
     try:
         config = uvicorn.Config(
-            make_app(settings, store),
+            app,
             loop="uvloop",
             http="httptools",
             ws="websockets-sansio",
@@ -75,6 +99,10 @@ def serve(settings: Settings) -> None:
             lifespan="on",
         )
         _Server(config).run(sockets=[listener])
+    except SystemExit:
+        if app.failure is not None:
+            raise app.failure from None
+        raise
     finally:
         listener.close()
         store.close()

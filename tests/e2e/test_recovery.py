@@ -220,3 +220,17 @@ def test_bad_settings_are_one_clear_line(arguments: list[str], words: str, tmp_p
     assert done.returncode == 1
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_cannot_start_says_why_in_a_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "isobox.cli.main", "serve", "--state", str(tmp_path / "s"), "--listen", "127.0.0.1:0"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=os.environ | {"ISOBOX_RUNSC": "/nonexistent"},
+    )
+    assert done.returncode == 1
+    assert "isobox: no usable runsc: /nonexistent: " in done.stderr
+    assert "ISOBOX_RUNSC" in done.stderr
+    assert "Traceback" not in done.stderr
