@@ -197,12 +197,13 @@ class Sandbox:
 
     def take_the_place(self, id_: str) -> None:
         """Go by the id of one that was parked and is to go on in this one; before `claim`."""
+        target = self._machine.folder / id_
+        control = replace(self.control, path=str(target / Path(self.control.path).relative_to(self.folder)))
         (self.folder / "born").write_text(self._born)  # first: whoever cleans up must find its control group
-        folder = self.folder.rename(self._machine.folder / id_)
-        control_path = str(folder / Path(self.control.path).relative_to(self.folder))
+        self.folder.rename(target)
         if self._machine.links is not None:
             self._machine.links.rename(self.id, id_)
-        self.id, self.folder, self._control = id_, folder, replace(self.control, path=control_path)
+        self.id, self.folder, self._control = id_, target, control
 
     async def start(self) -> None:
         """Start PID 1."""
