@@ -186,8 +186,8 @@ class Pool:
             return
         if self._shelves.get(shape) is shelf:
             shelf.put(time.monotonic(), Ready(sandbox, execs))
-        else:  # forgotten meanwhile
-            await self._end(sandbox)
+        else:  # forgotten meanwhile; not ended here, where the end of the server would cut that short
+            self._discard([Ready(sandbox, execs)])
 
     async def drain(self) -> None:
         """End everything that waits; `run` has been cancelled."""

@@ -21,6 +21,8 @@ _DIES_OF_FREEZING: Final = 20250624
 """From this release on systrap asks its stubs by seccomp notifications. A freezer interrupts those, which leaves the
 count of them too high: the sentry's next look finds none (ENOENT) and gives up the process, or the whole sandbox
 (gVisor 14c05c175; 4a8eae08b mends half of it)."""
+_NAMES_AT_RESTORE: Final = 20260619
+"""From this release on a restore sets the host name of the sandbox that it goes on in (gVisor 57746fa99)."""
 
 _CREATE_TIMEOUT_S: Final = 60.0
 _FLAGS: Final = (
@@ -58,6 +60,11 @@ class Runsc:
     def bears_freezing(self) -> bool:
         """Whether its sandboxes may be stopped by a cgroup freezer. Those that may not park by themselves when idle."""
         return int(self.release[:8]) < _DIES_OF_FREEZING
+
+    @property
+    def names_at_restore(self) -> bool:
+        """Whether what is restored has the name of the sandbox that was created for it, not the one that it had."""
+        return int(self.release[:8]) >= _NAMES_AT_RESTORE
 
     def command(self, root: Path, *arguments: str) -> list[str]:
         """Its argv for one subcommand, in its own root folder."""

@@ -226,7 +226,7 @@ class Sandbox:
             if self._link is not None:
                 self._link.detach(set(execs))
             raise
-        if rename:
+        if rename or (self._born != self.id and self._machine.runsc.names_at_restore):
             self._begin_naming()
         return missing
 

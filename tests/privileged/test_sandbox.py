@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from common.tasks import TaskOwner
 from fs.images import ImageStore
 from isolation import cgroups, mounts, runsc
 from isolation.errors import RunscError
+from isolation.foreground import Foreground
 from isolation.guest import build
 from isolation.keeper import Keeper
 from isolation.platforms import choose_platform, works
+from isolation.pool import Pool, Shape
 from isolation.sandbox import Machine, Sandbox
 from isolation.spec import Resources
 
@@ -73,6 +76,34 @@ def test_the_kernel_holds_what_was_promised_and_lets_go_of_all(tmp_path: Path) -
         assert groups() == []
         assert list(machine.folder.iterdir()) == []
         assert not any(Path(f"/proc/{pid}/root").exists() for pid in pids)
+
+    on_machine(tmp_path, work)
+
+
+def test_what_was_forgotten_while_it_was_made_is_ended_though_the_pool_stops(tmp_path: Path) -> None:
+    async def work(machine: Machine) -> None:
+        made, forgotten, ending = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def furnish(_: Shape, __: Sandbox) -> dict[str, str]:
+            made.set()
+            await forgotten.wait()
+            return {}
+
+        async def discard(sandbox: Sandbox) -> None:
+            ending.set()
+            await sandbox.destroy()
+
+        pool = Pool(machine, Foreground(), floor=1, ceiling=1, furnish=furnish, discard=discard)
+        assert pool.claim(Shape(image(), SMALL.memory_mb, SMALL.disk_mb, started=False, copy="of it")) is None
+        tasks = TaskOwner()
+        tasks.spawn(pool.run(), name="pool")
+        await made.wait()
+        pool.forget("of it")
+        forgotten.set()
+        await ending.wait()
+        await tasks.cancel()
+        await pool.drain()
+        assert list(machine.folder.iterdir()) == []
 
     on_machine(tmp_path, work)
 

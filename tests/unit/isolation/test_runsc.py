@@ -28,9 +28,15 @@ def test_none_that_can_be_told(output: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("release", "bounds_overlays", "bears_freezing"),
-    [("20240729.0", False, True), ("20250602.0", False, True), ("20250603.0", True, True), ("20260817.0", True, False)],
+    ("release", "can"),
+    [
+        ("20240729.0", (False, True, False)),
+        ("20250602.0", (False, True, False)),
+        ("20250603.0", (True, True, False)),
+        ("20260618.0", (True, False, False)),
+        ("20260817.0", (True, False, True)),
+    ],
 )
-def test_what_it_can(release: str, bounds_overlays: bool, bears_freezing: bool) -> None:
+def test_what_it_can(release: str, can: tuple[bool, bool, bool]) -> None:
     found = Runsc(Path("/usr/bin/runsc"), release)
-    assert (found.bounds_overlays, found.bears_freezing) == (bounds_overlays, bears_freezing)
+    assert (found.bounds_overlays, found.bears_freezing, found.names_at_restore) == can
