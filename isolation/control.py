@@ -16,9 +16,6 @@ from isolation.network import Link
 
 _COPY_TIMEOUT_S: Final = 300.0
 _DELIVER_TO_PROCESS: Final = 0  # runsc/boot/controller.go, SignalDeliveryMode
-_LINKS_BY_ARGUMENT: Final = 20260710
-"""From this release on runsc takes the links beforehand and makes them at the start or restore: what is made before a
-restore is lost with the kernel that it was made in (gVisor 6d73c10d7)."""
 
 
 def _mask(prefix: str) -> str:
@@ -95,16 +92,16 @@ class Control:
 
     path: str
     container: str
-    release: str
-    """The runsc that made it: "20240729.0"."""
 
     async def _call(self, method: str, argument: object, *, fds: Sequence[int] = (), timeout: float = 30.0) -> Any:
         return await urpc.call(self.path, method, argument, fds=fds, timeout=timeout)
 
-    async def create_links(self, link: Link | None) -> None:
-        """Give the network its links; once, before `start_root` or `restore`. Without them nothing can be bound."""
-        beforehand = int(self.release[:8]) >= _LINKS_BY_ARGUMENT
-        method = "containerManager.SetNetworkArgs" if beforehand else "Network.CreateLinksAndRoutes"
+    async def create_links(self, link: Link | None, *, by_argument: bool) -> None:
+        """Give the network its links; once, before `start_root` or `restore`. Without them nothing can be bound.
+
+        by_argument: they are made at the start or restore (`Runsc.makes_links_itself`).
+        """
+        method = "containerManager.SetNetworkArgs" if by_argument else "Network.CreateLinksAndRoutes"
         await self._call(method, _links(link), fds=[] if link is None else [link.fd])
 
     async def start_root(self) -> None:

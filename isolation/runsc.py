@@ -23,6 +23,9 @@ count of them too high: the sentry's next look finds none (ENOENT) and gives up 
 (gVisor 14c05c175; 4a8eae08b mends half of it)."""
 _NAMES_AT_RESTORE: Final = 20260619
 """From this release on a restore sets the host name of the sandbox that it goes on in (gVisor 57746fa99)."""
+_MAKES_LINKS_ITSELF: Final = 20260710
+"""From this release on the links are an argument: what is made before a restore is lost with the kernel that it was
+made in (gVisor 6d73c10d7)."""
 
 _CREATE_TIMEOUT_S: Final = 60.0
 _FLAGS: Final = (
@@ -49,22 +52,31 @@ class Runsc:
     platform: str = "systrap"
 
     @property
+    def _day(self) -> int:
+        return int(self.release[:8])
+
+    @property
     def bounds_overlays(self) -> bool:
         """Whether it bounds what it keeps of a root's changes in memory; others are given a folder of that size.
 
         Those that do start no gofer for a root of EROFS, and such a one has no use for a folder.
         """
-        return int(self.release[:8]) >= _BOUNDS_OVERLAYS
+        return self._day >= _BOUNDS_OVERLAYS
 
     @property
     def bears_freezing(self) -> bool:
         """Whether its sandboxes may be stopped by a cgroup freezer. Those that may not park by themselves when idle."""
-        return int(self.release[:8]) < _DIES_OF_FREEZING
+        return self._day < _DIES_OF_FREEZING
 
     @property
     def names_at_restore(self) -> bool:
         """Whether what is restored has the name of the sandbox that was created for it, not the one that it had."""
-        return int(self.release[:8]) >= _NAMES_AT_RESTORE
+        return self._day >= _NAMES_AT_RESTORE
+
+    @property
+    def makes_links_itself(self) -> bool:
+        """Whether it is told of the network's links and makes them when a sandbox starts or is restored."""
+        return self._day >= _MAKES_LINKS_ITSELF
 
     def command(self, root: Path, *arguments: str) -> list[str]:
         """Its argv for one subcommand, in its own root folder."""

@@ -186,12 +186,13 @@ class Sandbox:
         await self._connect()
 
     async def _connect(self) -> None:
+        by_argument = self._machine.runsc.makes_links_itself
         if (links := self._machine.links) is None:
-            await self.control.create_links(None)
+            await self.control.create_links(None, by_argument=by_argument)
             return
         link = await links.lease(self.id)
         try:
-            await self.control.create_links(link)
+            await self.control.create_links(link, by_argument=by_argument)
         finally:
             os.close(link.fd)
 
@@ -318,7 +319,7 @@ class Sandbox:
 
     def _adopt(self, process: Process, control_path: str) -> None:
         self._process = process
-        self._control = Control(control_path, self._born, self._machine.runsc.release)
+        self._control = Control(control_path, self._born)
 
     def _write_record(self, *, paused: bool = False) -> None:
         assert self._process is not None

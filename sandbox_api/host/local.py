@@ -207,6 +207,7 @@ class LocalHost:
                 await self.networks.apply(ready.sandbox.id, egress)
                 ready.sandbox.claim(resources)
         except SandboxGone:
+            self.execs.remove_logs(ready.sandbox.id)
             return None  # as if there had been none
         self._fleet.adopt(ready.sandbox)
         return ready.sandbox.id

@@ -209,11 +209,10 @@ class LocalCopies:
         try:
             await self._networks.apply(sandbox.id, egress)
             sandbox.claim(resources)
-        except SandboxGone:
+        except BaseException as error:
             await self._templates.discard(sandbox)
-            return None  # as if there had been none
-        except BaseException:
-            await self._templates.discard(sandbox)
+            if isinstance(error, SandboxGone):
+                return None  # as if there had been none
             raise
         self._fleet.adopt(sandbox)
         for id_ in ready.execs.values():

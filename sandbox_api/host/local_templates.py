@@ -55,6 +55,7 @@ class Templates:
         """End one that nobody has claimed."""
         self._execs.drop_all(sandbox.id)
         await sandbox.destroy()
+        self._execs.remove_logs(sandbox.id)
 
     async def _restore(self, template: Template, sandbox: Sandbox) -> dict[str, str]:
         own: dict[int, tuple[str, str]] = {}

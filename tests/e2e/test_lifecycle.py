@@ -189,9 +189,7 @@ def test_a_process_one_that_is_gone_or_silent_is_told_and_can_be_ended(http: htt
     from isolation import runsc
     from isolation.control import Control
 
-    control = Control(
-        runsc.read_state(server.state / "run" / str(made["id"]) / "runsc").control_path, str(made["id"]), "20240729.0"
-    )
+    control = Control(runsc.read_state(server.state / "run" / str(made["id"]) / "runsc").control_path, str(made["id"]))
     asyncio.run(control.pause())
     began = time.monotonic()
     answer = http.post(f"{path}/exec", json={"argv": ["true"]})
