@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What the tests need beyond the service: a registry, from the distribution's package, unpacked and not installed; and
-# the packages of web endpoints, for images of whatever Python, whose builds reach no index in the tests.
+# What the tests need beyond the service, prepared outside any test's time limit: a registry, from the distribution's
+# package, unpacked and not installed; the packages of web endpoints, for images of whatever Python, whose builds reach
+# no index in the tests; and the base images that tests start sandboxes from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$PWD/.venv/bin/python
@@ -23,3 +24,5 @@ if [ ! -d "$cache/wheels" ]; then
     done
     mv wheels "$cache/wheels"
 fi
+cd "$OLDPWD"
+.venv/bin/isobox image build --quiet base python node data
