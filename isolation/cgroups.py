@@ -7,12 +7,13 @@ import contextlib
 import errno
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from isolation.errors import IsolationError
+from isolation.memory_events import EventsV1, EventsV2, MemoryEvents
 from isolation.spec import Resources
 
 _PERIOD_US: Final = 100_000
@@ -25,6 +26,16 @@ class Layout:
 
     unified: Path | None
     v1: dict[str, Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A group's memory now: bytes in use, those of them that are file cache, host processes, kills by the kernel."""
+
+    usage_bytes: int
+    cache_bytes: int
+    processes: int
+    kernel_kills: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +198,27 @@ class Cgroup:
                 raise
         return True
 
+    def memory_events(self, notice: Callable[[], None]) -> MemoryEvents:
+        """Call notice when the memory passes a threshold or the kernel kills for want of it; OSError."""
+        if self._layout.unified is not None:
+            return EventsV2(self._folders[""], notice)
+        return EventsV1(self._folders["memory"], notice)
+
+    def memory(self) -> Memory:
+        """The memory now; zeros where the group is gone."""
+        unified = self._layout.unified is not None
+        folder = self._folders["" if unified else "memory"]
+        usage, kills = (
+            ("memory.current", "memory.events") if unified else ("memory.usage_in_bytes", "memory.oom_control")
+        )
+        stat = _fields(folder / "memory.stat")
+        return Memory(
+            usage_bytes=_number(folder / usage),
+            cache_bytes=stat.get("active_file", 0) + stat.get("inactive_file", 0),
+            processes=_number(self._folders["" if unified else "pids"] / "pids.current"),
+            kernel_kills=_field(folder / kills, "oom_kill"),
+        )
+
     def usage(self) -> Usage:
         """The counters now; zeros where the kernel keeps none."""
         if self._layout.unified is not None:
@@ -220,8 +252,12 @@ def _number(path: Path) -> int:
 
 
 def _field(path: Path, name: str) -> int:
+    return _fields(path).get(name, 0)
+
+
+def _fields(path: Path) -> dict[str, int]:
     try:
         lines = path.read_text().splitlines()
     except OSError:
-        return 0
-    return next((int(value) for key, _, value in (line.partition(" ") for line in lines) if key == name), 0)
+        return {}
+    return {key: int(value) for key, _, value in (line.partition(" ") for line in lines) if value.isdecimal()}

@@ -82,6 +82,8 @@ class ExecEnd:
     timed_out: bool = False
     killed: bool = False
     ended_at: float = 0.0
+    out_of_memory: str = ""
+    """Why a process of it was killed to relieve the sandbox, in words."""
 
 
 class Exec:
@@ -91,6 +93,8 @@ class Exec:
         self.spec = spec
         self.log = execlog.LogWriter(log, limit=spec.log_limit)
         self.guest: GuestExec | None = None
+        self.kernel_kills = 0
+        """How many processes of the sandbox the kernel had killed for want of memory when it began."""
         self._link: Link | None = None
         self._killed = False
         self._timed_out = False
@@ -189,6 +193,7 @@ class Exec:
             timed_out=self._timed_out,
             killed=self._killed,
             ended_at=time.time(),
+            out_of_memory=self.guest.out_of_memory or "",
         )
 
     def signal(self, signal: int, *, group: bool) -> None:

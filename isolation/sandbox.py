@@ -32,6 +32,7 @@ from isolation.control import Control
 from isolation.errors import CheckpointRefused, DiskFull, GuestUnresponsive, RunscError, SandboxGone
 from isolation.guest.build import Brought
 from isolation.keeper import Keeper
+from isolation.memory_guard import MemoryGuard
 from isolation.network import Links
 from isolation.pidfd import Process
 from isolation.spec import BARE, Equipment, Resources, oci_spec
@@ -92,6 +93,9 @@ class Sandbox:
         self._uses = 0
         self._unborn = False
         self._naming: asyncio.Task[None] | None = None
+        self._guard: MemoryGuard | None = None
+        self.kernel_kills = 0
+        """How many of its processes the kernel has killed for want of memory, as far as that was dealt with."""
         self._tasks = TaskOwner()
         self._copying = asyncio.Lock()
         self.frozen = False
@@ -269,7 +273,24 @@ class Sandbox:
         self.resources = resources
         self._machine.keeper.put(self.id, self._ends)
         self._write_record()
+        self._guard_memory()
         self.thaw()
+
+    def _guard_memory(self) -> None:
+        def spawn() -> None:
+            self._tasks.spawn(self._relieve(), name=f"memory {self.id}")
+
+        self._guard = MemoryGuard(
+            self.cgroup, self.resources, lambda: self.link, kernel_kills=self.kernel_kills, spawn=spawn
+        )
+        self._guard.start()
+
+    async def _relieve(self) -> None:
+        if self._guard is not None:
+            await self._guard.relieve()
+            if self._guard.kernel_kills != self.kernel_kills:
+                self.kernel_kills = self._guard.kernel_kills
+                self._write_record()
 
     @classmethod
     async def attach(
@@ -303,6 +324,8 @@ class Sandbox:
             raise
         if record.get("nameless"):
             sandbox._begin_naming()
+        sandbox.kernel_kills = record.get("kernel_kills", 0)
+        sandbox._guard_memory()
         return sandbox, missing
 
     async def _reopen(self, execs: list[GuestExec], *, paused: bool) -> set[int]:
@@ -330,6 +353,7 @@ class Sandbox:
             "pid": self._process.pid,
             "start_time": self._process.start_time,
             "control_path": self.control.path,
+            "kernel_kills": self.kernel_kills,
             "link": self._machine.links.number(self.id) if self._machine.links is not None else None,
         }
         partial = self.folder / "sandbox.json.new"
@@ -514,6 +538,9 @@ class Sandbox:
             self._process = None
 
     def _close_ends(self) -> None:
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
         if self._link is not None:
             self._link.close()
             self._link = None
@@ -565,8 +592,8 @@ def post_mortem(machine: Machine, id_: str, resources: Resources) -> End:
     """Why a sandbox that ended by itself did so: its control group remembers until it is removed."""
     usage = Cgroup(machine.cgroups, CGROUP_PARENT, _born(machine.folder / id_)).usage()
     if usage.oom_kills:
-        limit, peak = resources.cgroup_memory_bytes >> 20, usage.memory_peak_bytes >> 20
-        return End("oom", f"out of memory: peak {peak} MiB, limit {limit} MiB (memory_mb + disk_mb)", usage)
+        limit, peak = resources.memory_mb, usage.memory_peak_bytes >> 20
+        return End("oom", f"out of memory: peak {peak} MiB with its files on disk, memory_mb is {limit}", usage)
     return End("exited", "PID 1 of the sandbox has ended", usage)
 
 

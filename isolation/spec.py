@@ -18,6 +18,7 @@ ROOT_CAPABILITIES: Final = (
 )
 """What root inside has: enough for apt, dpkg, useradd and chown."""
 
+_HEADROOM_MB: Final = 256
 _INIT_CAPABILITIES: Final = (*ROOT_CAPABILITIES, "CAP_SETPCAP")
 _MASKED: Final = (
     "/proc/acpi",
@@ -45,8 +46,12 @@ class Resources:
 
     @property
     def cgroup_memory_bytes(self) -> int:
-        """The bound of the memory cgroup: the root's changes live in memory too, and a full disk must not be an OOM."""
-        return (self.memory_mb + self.disk_mb) << 20
+        """The bound of the memory cgroup, where the kernel kills: the last resort (see `memory_guard`).
+
+        The root's changes live in memory too, and a full disk must not be an OOM. The rest is what a guest may take
+        while its largest process is being killed.
+        """
+        return (self.memory_mb + self.disk_mb + _HEADROOM_MB) << 20
 
     @property
     def cgroup_pids(self) -> int:

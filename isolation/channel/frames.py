@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from isolation.errors import ChannelViolation
 
-VERSION: Final = 1
+VERSION: Final = 2
 FRAME_FROM_HOST: Final = 4096
 DATA_MAX: Final = 128 << 10
 STREAM_WINDOW: Final = 1 << 20
@@ -42,6 +42,7 @@ class ToGuest(IntEnum):
     RESUME = 9
     FORGET = 10
     PING = 11
+    RELIEVE = 12
 
 
 class FromGuest(IntEnum):
@@ -55,6 +56,7 @@ class FromGuest(IntEnum):
     EXIT = 70
     STDIN_ACK = 71
     PONG = 72
+    RELIEVED = 73
 
 
 class StartFlag(IntFlag):
@@ -173,7 +175,7 @@ class FrameReader:
             return
         while self._end - self._start >= HEADER.size:
             length, type_, stream, flags, exec_, aux, offset = HEADER.unpack_from(self._buffer, self._start)
-            if not FromGuest.HELLO_BACK <= type_ <= FromGuest.PONG:
+            if not FromGuest.HELLO_BACK <= type_ <= FromGuest.RELIEVED:
                 raise ChannelViolation(f"frame of unknown type {type_}")
             if length > (DATA_MAX if type_ == FromGuest.OUT else _NEWS_MAX) or offset >= 1 << 63:
                 raise ChannelViolation(f"frame of {length} bytes at offset {offset}")

@@ -12,6 +12,7 @@ import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from isolation.channel.frames import (
@@ -38,6 +39,7 @@ _ACK_EVERY: Final = STREAM_WINDOW // 4
 _QUEUE_HIGH: Final = 256  # frames
 _INPUT_AT_ONCE: Final = 32 * PAYLOAD_FROM_HOST
 _SIGKILL: Final = 9
+_RELIEVE_SINCE: Final = 2  # CHANNEL_VERSION in wire.h
 
 
 class Sink(Protocol):
@@ -60,6 +62,19 @@ class StartFailed(IsolationError):
         self.errno = errno
 
 
+@dataclass(frozen=True, slots=True)
+class Relief:
+    """PID 1's answer to `Link.relieve`."""
+
+    pid: int
+    """The process inside that was killed; 0: none was."""
+    resident_bytes: int
+    root_bytes: int
+    """What the changes to the root occupy, where that was why nothing was killed."""
+    exec: "GuestExec | None"
+    """The exec whose process it was, or a descendant of whose."""
+
+
 class GuestExec:
     """One exec as the link sees it."""
 
@@ -74,6 +89,8 @@ class GuestExec:
         """Resolves when the process has ended, output perhaps still to come."""
         self.complete: asyncio.Future[None] = loop.create_future()
         """Resolves when the process has ended and all its output is in the sink."""
+        self.out_of_memory: str | None = None
+        """Why a process of it was killed to relieve the sandbox, in words; None if none was."""
         self.input_moved = asyncio.Event()
         futures: list[asyncio.Future[Any]] = [self.started, self.exited, self.complete]
         for future in futures:
@@ -113,6 +130,8 @@ class Link:
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._pongs: dict[int, asyncio.Future[None]] = {}
         self._pings = 0
+        self._relief: asyncio.Future[Relief] | None = None
+        self._version = 0
         self._silence = asyncio.Lock()
         self._allowed: int | None = None
         """How many queued frames may still be sent; None: all."""
@@ -191,7 +210,8 @@ class Link:
         self._drained.set()
         for each in list(self._execs.values()):
             each.fail(error)
-        for future in (self._ready, *list(self._pongs.values())):
+        waiting: list[asyncio.Future[Any]] = [self._ready, *self._pongs.values()]
+        for future in [*waiting, self._relief] if self._relief is not None else waiting:
             if not future.done():
                 future.set_exception(error)
                 _seen(future)
@@ -330,6 +350,26 @@ class Link:
         self._send(encode(ToGuest.PING, aux=number))
         return pong
 
+    @property
+    def can_relieve(self) -> bool:
+        """Whether PID 1 knows RELIEVE: that of a sandbox made by an older server does not."""
+        return self._version >= _RELIEVE_SINCE and self._error is None
+
+    async def relieve(self, *, spare: int, least_mb: int, timeout: float) -> Relief:
+        """Have PID 1 kill the process that holds most memory; one call at a time.
+
+        spare: where the changes to the root occupy so many bytes, nothing is killed (0: whatever they occupy).
+        least_mb: a process that holds less MiB is not killed.
+        GuestUnresponsive after timeout seconds; SandboxGone.
+        """
+        answer = self._relief = self._loop.create_future()
+        answer.add_done_callback(_seen)
+        try:
+            self._send(encode(ToGuest.RELIEVE, aux=least_mb, offset=spare))
+            return await self._bounded(answer, timeout, "free memory")
+        finally:
+            self._relief = None
+
     # ---- what we hear
 
     def _readable(self) -> None:
@@ -353,6 +393,10 @@ class Link:
 
     def _handle(self, frame: Frame) -> None:
         if frame.type == FromGuest.HELLO_BACK:
+            self._version = int.from_bytes(frame.payload[-4:], "little")
+            return
+        if frame.type == FromGuest.RELIEVED:
+            self._relieved(frame)
             return
         if frame.type == FromGuest.READY:
             self._resume()
@@ -377,6 +421,19 @@ class Link:
             self._send(encode(ToGuest.SIGNAL, exec_=frame.exec, aux=_SIGKILL, flags=1))
         elif frame.type in (FromGuest.EXIT, FromGuest.FAILED):
             self._send(encode(ToGuest.FORGET, exec_=frame.exec))
+
+    def _relieved(self, frame: Frame) -> None:
+        if self._relief is None or self._relief.done():
+            return  # the answer to a question that was given up
+        killed = bool(frame.aux)
+        self._relief.set_result(
+            Relief(
+                pid=frame.aux,
+                resident_bytes=frame.offset if killed else 0,
+                root_bytes=0 if killed else frame.offset,
+                exec=self._execs.get(frame.exec),
+            )
+        )
 
     def _handle_exec(self, guest: GuestExec, frame: Frame) -> None:
         account = guest.account

@@ -77,8 +77,9 @@ static struct {
 	struct iovec iov[2];
 	struct exec *pinned; /* iov[1] points into its ring */
 	uint8_t nonce[NONCE_SIZE];
-	uint8_t hello, ready, pong;
+	uint8_t hello, ready, pong, relieved;
 	uint32_t pong_aux;
+	struct frame relief;
 } tx;
 
 static struct source host_source = {.kind = FROM_HOST}, children_source = {.kind = CHILDREN};
@@ -527,13 +528,34 @@ static void acknowledge(struct exec *e, const struct frame *f)
 	watch_output(s);
 }
 
+static struct exec *owner_of(pid_t pid)
+{
+	for (int up = 0; pid > 1 && up < PARENTS_MAX; up++, pid = parent_of(pid))
+		for (unsigned i = 0; i < nexecs; i++)
+			if (execs[i]->pid == pid && !execs[i]->ended)
+				return execs[i];
+	return NULL;
+}
+
+static void relieve(const struct frame *f)
+{
+	uint64_t resident = 0, used = root_used();
+	pid_t pid = f->offset && used >= f->offset ? 0 : find_largest((uint64_t)f->aux << 20, &resident);
+	struct exec *e = pid ? owner_of(pid) : NULL;
+	if (pid && kill(pid, SIGKILL) < 0) /* it ended by itself */
+		e = NULL;
+	tx.relieved = 1;
+	tx.relief = (struct frame){.type = RELIEVED, .exec = e ? e->id : 0, .aux = (uint32_t)pid};
+	tx.relief.offset = pid ? resident : used;
+}
+
 static void hello(const uint8_t *payload)
 {
 	memcpy(tx.nonce, payload + 16, NONCE_SIZE);
 	tx.iov[0].iov_len = tx.iov[1].iov_len = 0;
 	tx.pinned = NULL;
 	tx.hello = tx.ready = 1;
-	tx.pong = 0;
+	tx.pong = tx.relieved = 0;
 	staged.len = 0;
 	for (unsigned i = nexecs; i-- > 0;) {
 		struct exec *e = execs[i];
@@ -566,6 +588,7 @@ static void obey(const struct frame *f, const uint8_t *payload)
 	case PING: tx.pong = 1, tx.pong_aux = f->aux; return;
 	case START_PART: stage(f, payload); return;
 	case START: staged_start(f, payload); return;
+	case RELIEVE: relieve(f); return;
 	}
 	if (!e)
 		return;
@@ -606,7 +629,7 @@ static int hear(void)
 	while (!rx.lost && rx.have - at >= sizeof(struct frame)) {
 		struct frame f;
 		memcpy(&f, rx.buf + at, sizeof f);
-		if (f.len > FRAME_FROM_HOST - sizeof f || f.type < HELLO || f.type > PING ||
+		if (f.len > FRAME_FROM_HOST - sizeof f || f.type < HELLO || f.type > RELIEVE ||
 		    (f.type == HELLO && f.len != 16 + NONCE_SIZE)) {
 			rx.lost = 1;
 			break;
@@ -697,6 +720,10 @@ static int compose(void)
 		memcpy(payload + 16 + NONCE_SIZE, &version, sizeof version);
 		put(&(struct frame){.type = HELLO_BACK, .len = sizeof payload}, payload);
 		tx.hello = 0;
+	}
+	if (tx.relieved) { /* before the exit that it explains */
+		put(&tx.relief, NULL);
+		tx.relieved = 0;
 	}
 	for (unsigned i = 0; i < nexecs; i++)
 		if (execs[i]->tell && !execs[i]->forgotten) {

@@ -32,6 +32,7 @@
 #include "wire.h"
 
 #define GROUPS_MAX 64
+#define PARENTS_MAX 64 /* how far a process is followed up to the exec that it belongs to */
 
 struct identity {
 	uint32_t uid, gid;
@@ -59,5 +60,8 @@ struct spawned {
 
 int identify(struct identity *who, const char *user);
 void spawn(const struct request *req, struct spawned *got);
+pid_t find_largest(uint64_t least, uint64_t *resident);
+pid_t parent_of(pid_t pid);
+uint64_t root_used(void);
 
 #endif

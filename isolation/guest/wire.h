@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#define CHANNEL_VERSION 1
+#define CHANNEL_VERSION 2 /* 2: RELIEVE */
 #define FRAME_FROM_HOST 4096u     /* PIPE_BUF on Linux */
 #define FRAME_DATA_MAX (128u << 10) /* payload of one OUT frame */
 #define STREAM_WINDOW (1u << 20)  /* output kept for one stream until acknowledged */
@@ -46,6 +46,8 @@ enum from_host {
 	RESUME,    /* after HELLO: send this stream from offset on */
 	FORGET,    /* the host has the exit status and all output */
 	PING,
+	RELIEVE,   /* memory is short: end the largest process, if it holds aux MiB or more, unless the root's changes take
+		    * offset bytes (0: whatever they take) */
 };
 
 enum from_init {
@@ -57,6 +59,8 @@ enum from_init {
 	EXIT,      /* payload: struct exit_report */
 	STDIN_ACK, /* offset: bytes the process took; aux: bytes waiting for it; flags 1: it takes no more */
 	PONG,      /* aux as in PING */
+	RELIEVED,  /* to RELIEVE; aux: pid of what was killed, exec: to which it belonged (0: none of ours), offset: its
+		    * resident bytes.  aux 0: nothing was killed, offset: bytes that the root's changes take */
 };
 
 /* START_DIAL starts nothing: argv[0] is a port of the loopback, or an abstract address

@@ -16,5 +16,7 @@ def diagnose(
         return limits.diagnose(result, end, argv, timeout_s, detail)
     if not result.exit_code:
         return None
+    if end.out_of_memory:  # what it says of a child that was killed is not the reason
+        return limits.out_of_memory(end.out_of_memory)
     text = stderr.decode(errors="replace").replace("\r\n", "\n")
     return python.diagnose(text) or node.diagnose(text) or shell.diagnose(text, result.exit_code)

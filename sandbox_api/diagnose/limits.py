@@ -30,6 +30,8 @@ def outcome(end: ExecEnd, termination: str | None) -> Outcome:
     """How an exec ended; termination is the reason of its sandbox's end, if that is what ended it."""
     if end.kind == "exit" and not end.timed_out:
         return Outcome(reason="exit", exit_code=end.code)
+    if end.out_of_memory and end.kind == "signal" and end.code == signal.SIGKILL and not end.timed_out:
+        return Outcome(reason="oom", exit_code=137, signal="SIGKILL")
     if end.kind in ("signal", "exit"):
         reason = "timeout" if end.timed_out else "killed" if end.killed and end.code == signal.SIGKILL else "signal"
         return Outcome(reason=reason, exit_code=128 + end.code, signal=signal_name(end.code))  # type: ignore[arg-type]
@@ -40,6 +42,16 @@ def outcome(end: ExecEnd, termination: str | None) -> Outcome:
     if termination == "oom":
         return Outcome(reason="oom", exit_code=137, signal="SIGKILL")
     return Outcome(reason="lost" if termination == "lost" else "sandbox_ended")
+
+
+def out_of_memory(message: str) -> ExecError:
+    """The error of an exec that lost a process for want of memory."""
+    return ExecError(
+        kind="oom",
+        name="OutOfMemory",
+        message=message,
+        hint="use less memory at once, or create the sandbox with a larger memory_mb",
+    )
 
 
 def diagnose(result: Outcome, end: ExecEnd, argv: list[str], timeout_s: float | None, detail: str) -> ExecError | None:
@@ -58,12 +70,7 @@ def diagnose(result: Outcome, end: ExecEnd, argv: list[str], timeout_s: float | 
             hint="give it more time, or do less at once; wait=false lets it run in the background",
         )
     if result.reason == "oom":
-        return ExecError(
-            kind="oom",
-            name="OutOfMemory",
-            message=detail,
-            hint="use less memory at once, or create the sandbox with a larger memory_mb",
-        )
+        return out_of_memory(end.out_of_memory or detail)
     if result.reason == "not_found":
         return ExecError(
             kind="start",

@@ -4,6 +4,7 @@ import contextlib
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from isolation import execlog
@@ -11,6 +12,7 @@ from isolation.channel.link import GuestExec
 from isolation.errors import SandboxGone
 from isolation.execlog import EventType
 from isolation.execs import Exec, ExecEnd, ExecSpec
+from isolation.memory_guard import killed_by_kernel
 from isolation.sandbox import Sandbox
 from sandbox_api.host.fleet import Fleet
 from sandbox_api.host.interface import KnownExec
@@ -38,6 +40,7 @@ class LocalExecs:
         path = self.log_path(sandbox, id_)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         started = self._execs[sandbox, id_] = Exec(spec, path)
+        started.kernel_kills = owner.kernel_kills
         started.holds_sandbox.enter_context(owner.in_use())
         try:
             await started.start(owner.link, number=number, timeout=_START_TIMEOUT_S)
@@ -55,7 +58,13 @@ class LocalExecs:
                 deed(each)
 
     async def wait(self, sandbox: str, id_: str) -> ExecEnd:
-        return await self._execs[sandbox, id_].wait()
+        exec_ = self._execs[sandbox, id_]
+        end = await exec_.wait()
+        if end.kind in ("exit", "signal") and end.code and not end.out_of_memory:
+            owner = self._fleet.running.get(sandbox)
+            if owner is not None and owner.cgroup.memory().kernel_kills > exec_.kernel_kills:
+                return replace(end, out_of_memory=killed_by_kernel(owner.resources))
+        return end
 
     def append(self, sandbox: str, id_: str, type_: EventType, payload: bytes) -> None:
         self._execs[sandbox, id_].append(type_, payload)
@@ -145,5 +154,6 @@ class LocalExecs:
                 self.drop(sandbox.id, each.id)
             else:
                 exec_ = self._execs[sandbox.id, each.id]
+                exec_.kernel_kills = sandbox.kernel_kills
                 exec_.resumed(sandbox.link, sandbox.in_use() if exec_.spec.keeps_awake else nullcontext())
         return {each.id for each in execs if each.number in missing}

@@ -398,6 +398,9 @@ class _Gone(Exception):
 def _how(exec_: ExecRecord) -> ExecEnd | None:
     """How an interpreter ended, if not with its sandbox."""
     outcome = exec_.outcome or {}
+    if outcome.get("reason") == "oom" and exec_.error is not None:
+        message = str(exec_.error["message"])
+        return ExecEnd("signal", code=signal.SIGKILL, ended_at=time.time(), out_of_memory=message)
     if outcome.get("reason") in ("signal", "killed"):
         number = (outcome.get("exit_code") or 137) - 128
         return ExecEnd("signal", code=number, killed=outcome["reason"] == "killed", ended_at=time.time())

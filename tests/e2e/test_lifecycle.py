@@ -44,16 +44,63 @@ def test_a_job_ends_with_its_command(http: httpx.Client) -> None:
     assert (main["stdout"], main["outcome"]["exit_code"]) == ("working\n", 6)
 
 
-def test_out_of_memory_is_told_with_peak_and_limit(http: httpx.Client) -> None:
-    made = create(http, resources={"memory_mb": 96, "disk_mb": 32})
-    result = http.post(
-        f"/v1/sandboxes/{made['id']}/exec", json={"argv": ["python3", "-c", "x = bytearray(700_000_000)"]}
-    ).json()
-    assert result["outcome"]["reason"] == "oom"
-    assert "limit 128 MiB" in result["error"]["message"]
-    assert result["error"]["hint"]
-    ended = http.get(f"/v1/sandboxes/{made['id']}").json()
-    assert ended["termination"]["reason"] == "oom"
+GROWS = "x = []\nwhile True:\n    x.append(bytearray(1 << 20))"
+HUNGRY = {
+    "one that grows": ["python3", "-c", GROWS],
+    "one that jumps": ["python3", "-c", "x = bytearray(700_000_000)"],
+    "threads": ["python3", "-c", f"import threading\nfor _ in range(4):\n    threading.Thread(target=exec, args=({GROWS!r},)).start()"],
+    "a child, whose parent fails": ["sh", "-c", f"python3 -c '{GROWS}'; exit $?"],
+    "node": ["node", "-e", "const all = []; for (;;) all.push(Buffer.alloc(1 << 20, 1))"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("argv", HUNGRY.values(), ids=HUNGRY.keys())
+def test_out_of_memory_ends_the_exec_and_is_told_with_peak_and_limit(http: httpx.Client, argv: list[str]) -> None:
+    image = "node" if argv[0] == "node" else "python"
+    made = create(http, image=image, resources={"memory_mb": 96, "disk_mb": 32})
+    path = f"/v1/sandboxes/{made['id']}"
+    http.put(f"{path}/files", params={"path": "/home/user/work"}, content=b"half done")
+    result = http.post(f"{path}/exec", json={"argv": argv}).json()
+    assert result["outcome"]["exit_code"] == 137
+    assert result["outcome"]["reason"] == ("exit" if argv[0] == "sh" else "oom")
+    assert result["error"]["kind"] == "oom"
+    assert "memory_mb is 96" in result["error"]["message"]
+    assert "larger memory_mb" in result["error"]["hint"]
+    after = http.post(f"{path}/exec", json={"argv": ["cat", "work"]}).json()
+    assert after["stdout"] == "half done", "the sandbox and its files go on"
+    http.delete(path)
+
+
+def test_hungry_children_end_one_by_one_and_their_parent_goes_on(http: httpx.Client) -> None:
+    made = create(http, resources={"memory_mb": 128, "disk_mb": 32})
+    path = f"/v1/sandboxes/{made['id']}"
+    parent = f"""if True:
+        import subprocess, sys
+        children = [subprocess.Popen([sys.executable, "-c", {GROWS!r}]) for _ in range(3)]
+        print(all(child.wait() != 0 for child in children))"""
+    result = http.post(f"{path}/exec", json={"argv": ["python3", "-c", parent]}).json()
+    assert (result["stdout"], result["outcome"]["exit_code"]) == ("True\n", 0)
+    http.delete(path)
+
+
+def test_files_on_disk_are_not_memory(http: httpx.Client) -> None:
+    made = create(http, resources={"memory_mb": 96, "disk_mb": 512})
+    path = f"/v1/sandboxes/{made['id']}"
+    writing = "dd if=/dev/zero of=big bs=1M count=400 2>/dev/null; cksum big > /dev/null; echo done"
+    result = http.post(f"{path}/exec", json={"shell": writing}).json()
+    assert (result["stdout"], result["error"]) == ("done\n", None)
+    hungry = http.post(f"{path}/exec", json={"argv": ["python3", "-c", "x = bytearray(300_000_000)"]}).json()
+    assert hungry["outcome"]["reason"] == "oom", "what the disk may have is not for programs"
+    http.delete(path)
+
+
+def test_out_of_memory_ends_a_run_and_its_context(server: Server) -> None:
+    with Sandbox.create(url=server.url, api_key=server.key, resources={"memory_mb": 96}) as small:
+        result = small.run("x = bytearray(700_000_000)")
+        assert result.error is not None
+        assert result.outcome is not None
+        assert (result.error.kind, result.outcome.reason) == ("oom", "oom")
+        assert small.run("1 + 1").text == "2"
 
 
 def test_a_full_disk_is_an_error_not_an_end(http: httpx.Client) -> None:

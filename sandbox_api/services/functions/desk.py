@@ -233,7 +233,9 @@ class Desk:
         if container.live.record.state in FINAL or container.live.over.is_set():
             found = container.live.record.termination or {}
             return str(found.get("detail") or found.get("reason") or "its sandbox ended")
-        outcome = container.exec.outcome or {}
+        outcome, error = container.exec.outcome or {}, container.exec.error or {}
+        if error.get("kind") == "oom":
+            return str(error["message"])
         return f"its process ended ({outcome.get('signal') or outcome.get('exit_code')})"
 
     # ---- values

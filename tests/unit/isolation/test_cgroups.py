@@ -22,8 +22,9 @@ def test_layouts() -> None:
 def test_plans_bound_cpu_memory_without_swap_and_pids() -> None:
     v2 = {name: value for _, name, value, _ in plan(parse_mounts(V2), SMALL)}
     assert v2["cpu.max"] == "50000 100000"
-    assert (v2["memory.max"], v2["memory.swap.max"]) == (str(128 << 20), "0")
+    # 100 and 28 MiB, and 256 for the time in which its largest process is killed.
+    assert (v2["memory.max"], v2["memory.swap.max"]) == (str(384 << 20), "0")
     v1 = {name: value for _, name, value, _ in plan(parse_mounts(HYBRID), SMALL)}
-    assert v1["memory.limit_in_bytes"] == v1["memory.memsw.limit_in_bytes"] == str(128 << 20)
+    assert v1["memory.limit_in_bytes"] == v1["memory.memsw.limit_in_bytes"] == str(384 << 20)
     # A full pids cgroup panics the sentry: it must come after every RLIMIT_NPROC.
     assert int(v1["pids.max"]) > 2.2 * SMALL.pids + 60

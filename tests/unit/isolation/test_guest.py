@@ -7,6 +7,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +33,6 @@ def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
         flags = ["-g", "-O1", "-Wall", "-Wextra", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
         command = [compiler, *flags, *sources, "-o", str(target)]
     else:
-        import sys
-
         command = [sys.executable, "-m", "ziglang", "cc", "-fsanitize=undefined", "-g", *sources, "-o", str(target)]
     subprocess.run(command, check=True, timeout=120)
     return target
@@ -262,6 +261,40 @@ def test_no_frames_crash_it_and_a_hello_brings_it_back(init: Path, items: list[b
         back = any(frame.type == FromGuest.HELLO_BACK for frame in reader.feed(n))
     words = process.end()
     assert process.process.returncode == 0, words.decode()[-2000:]
+
+
+def test_the_largest_process_is_killed_and_its_exec_named(running: Process) -> None:
+    async def work() -> None:
+        link = linked(running)
+        await link.open([], timeout=5)
+        assert link.can_relieve
+        hungry = "x = bytearray(64 << 20); print('full', flush=True); input()"
+        flags, sinks = StartFlag.ROOT_OK, [Collector(), Collector(), Collector()]
+        small = await link.start(sinks[0], request("sleep", "100"), flags=flags, timeout=5)
+        large = await link.start(sinks[1], request(sys.executable, "-c", hungry), flags=flags, timeout=5)
+        parent = f"import subprocess, sys; print(subprocess.run([sys.executable, '-c', {hungry!r}]).returncode)"
+        family = await link.start(sinks[2], request(sys.executable, "-c", parent), flags=flags, timeout=5)
+        async with asyncio.timeout(20):
+            while not sinks[1].data[0] or not sinks[2].data[0]:
+                await asyncio.sleep(0.01)
+        spared = await link.relieve(spare=1, least_mb=0, timeout=5)
+        assert (spared.pid, spared.exec) == (0, None)
+        assert spared.root_bytes > 0
+        assert (await link.relieve(spare=0, least_mb=4096, timeout=5)).pid == 0, "nothing is so large"
+        first = await link.relieve(spare=0, least_mb=32, timeout=5)
+        second = await link.relieve(spare=0, least_mb=32, timeout=5)
+        assert {first.exec, second.exec} == {large, family}, "a child's exec is that of its parent"
+        assert min(first.resident_bytes, second.resident_bytes) >= 64 << 20
+        assert (await link.relieve(spare=0, least_mb=32, timeout=5)).pid == 0, "nobody is killed twice"
+        await asyncio.wait_for(asyncio.gather(large.exited, family.complete), 20)
+        assert large.account.report is not None
+        assert (large.account.report.signalled, large.account.report.code) == (True, signal.SIGKILL)
+        assert sinks[2].data[0].endswith(b"-9\n")
+        link.signal(small, signal.SIGKILL, group=True)
+        await asyncio.wait_for(small.complete, 20)
+        link.close()
+
+    asyncio.run(work())
 
 
 def test_the_build_is_reproducible(tmp_path: Path) -> None:

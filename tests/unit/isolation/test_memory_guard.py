@@ -1,0 +1,34 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isolation.cgroups import Memory
+from isolation.memory_guard import excess_bytes, guest_bytes, threshold_bytes
+from isolation.spec import Resources
+
+MIB = 1 << 20
+SMALL = Resources(cpu=1, memory_mb=100, disk_mb=50, pids=50)
+
+
+def memory(used_mb: int, *, cache_mb: int = 0, processes: int = 6) -> Memory:
+    return Memory(used_mb * MIB, cache_mb * MIB, processes, 0)
+
+
+def test_cache_and_the_sentry_are_not_the_guests() -> None:
+    assert guest_bytes(memory(125)) == 100 * MIB
+    assert excess_bytes(memory(125), SMALL) == 0
+    assert excess_bytes(memory(130), SMALL) == 5 * MIB
+    assert excess_bytes(memory(130, cache_mb=40), SMALL) < 0, "the kernel takes cache back by itself"
+    assert excess_bytes(memory(130, processes=46), SMALL) < 0, "stubs are the sentry's"
+
+
+@given(st.integers(0, 1000), st.integers(0, 200), st.integers(2, 300), st.integers(0, 50))
+def test_at_the_threshold_the_guest_has_all_its_memory(used: int, cache: int, processes: int, root: int) -> None:
+    now = memory(used, cache_mb=cache, processes=processes)
+    threshold = threshold_bytes(now, SMALL, root * MIB)
+    assert threshold > now.usage_bytes, "the kernel tells nothing of a threshold that was passed before"
+    beyond_files = excess_bytes(Memory(threshold, now.cache_bytes, processes, 0), SMALL) - root * MIB
+    assert beyond_files == max(0, excess_bytes(now, SMALL) - root * MIB) + (16 if root else 4) * MIB
+
+
+def test_the_kernels_bound_leaves_room_to_act() -> None:
+    assert SMALL.cgroup_memory_bytes - threshold_bytes(memory(30), SMALL, SMALL.disk_mb * MIB) >= 200 * MIB
