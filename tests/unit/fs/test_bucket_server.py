@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fs import fuse
 from fs.buckets.objects import Objects, Place
 from fs.buckets.server import Server
+from fs.buckets.share import Share
 from fs.buckets.spools import Budget, Spools
 from fs.guarded import Access
 
@@ -101,6 +102,7 @@ def test_every_question_is_answered_and_none_does_harm(
             on_failure=lambda path, detail: failures.append(detail),
             requests=threads,
             fetches=threads,
+            share=Share(),
         )
         connection = Said([packet(0, 0, *note) for note in notes] + questions, len(questions))
         if questions:
