@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from common.ids import new_id
 from fs import bases, erofs, rootfs
 from fs.elsewhere import Elsewhere
-from fs.errors import ImageError, ImageInvalid, UnknownImage
+from fs.errors import ImageError, ImageInvalid, StoreFull, UnknownImage
 from fs.guarded import Access
 from fs.image import Image, is_inner
 from fs.lazy.mount import LazyMount
@@ -71,14 +71,16 @@ class ImageStore:
             self._own = folder / "of" / hashlib.sha256(os.fsencode(owner)).hexdigest()[:16]
             self._own.mkdir(parents=True, exist_ok=True)
             (self._own / "state").write_text(str(owner))
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()
+        self.life = Progress()
+        """Stopped when the server ends, and with it whatever reads or writes contents."""
         self.folder = folder
         self._guest = guest
         self.elsewhere = Elsewhere(self)
         self._lazy = lazy
         self._stores = stores
         (folder / "store").mkdir(parents=True, exist_ok=True)
-        self.store = Store(folder / "store", Directory(folder / "store"), limit_bytes=limit_bytes)
+        self.store = Store(folder / "store", Directory(folder / "store"), limit_bytes=limit_bytes, life=self.life)
 
     # ---- looking
 
@@ -211,26 +213,30 @@ class ImageStore:
         def fill(tree: Tree, writer: Writer) -> dict[str, Any]:
             with saved_image(source) as saved:
                 if saved is not None:
-                    return load(saved, tree, writer, limits=self._limits, progress=progress)
+                    return load(saved, tree, writer, limits=self.limits, progress=progress)
             if source.is_dir():
                 argv = ["tar", "--create", "--numeric-owner", "--directory", str(source), "."]
                 with output_of(argv, deed="read the folder", package="tar") as archive:
-                    apply(archive, tree, writer, limits=self._limits, keep_setuid=True, layered=False)
+                    self._lay(archive, tree, writer, progress)
             else:
                 with source.open("rb") as file:
-                    apply(file, tree, writer, limits=self._limits, keep_setuid=True, layered=False)
+                    self._lay(file, tree, writer, progress)
             return {}
 
         image = self.make(name, fill, progress)
         self.write_out(image)
         return image
 
+    def _lay(self, archive: BinaryIO, tree: Tree, writer: Writer, progress: Progress) -> None:
+        limits, check = self.limits, progress.check
+        apply(archive, tree, writer, limits=limits, keep_setuid=True, layered=False, check=check)
+
     def pull(self, name: str, reference: str, access: Access, *, credentials: str | None, progress: Progress) -> Image:
         """Make an image of one in a registry; ImageInvalid, UnknownImage or StoreUnreachable if that can't be."""
         parsed = parse(reference)
 
         def fill(tree: Tree, writer: Writer) -> dict[str, Any]:
-            return pull(parsed, access, tree, writer, limits=self._limits, credentials=credentials, progress=progress)
+            return pull(parsed, access, tree, writer, limits=self.limits, credentials=credentials, progress=progress)
 
         return self.make(name, fill, progress)
 
@@ -249,17 +255,31 @@ class ImageStore:
     ) -> Image:
         """Make an image of what `fill` puts into a tree; it returns the image's config. `ensure` writes it out."""
         self.check_name(name)
-        tree = Tree(limits=self._limits)
+        tree = Tree(limits=self.limits)
         with self.building(name), self.store.writer(progress) as writer:
             config = fill(tree, writer)
             if not tree.root.children:
                 raise ImageInvalid(f"image {name!r} would be empty", hint="see what it is made of")
+            self._check_size(tree)
             return self._seal(name, tree, writer, config)
+
+    def _check_size(self, tree: Tree) -> None:
+        """What layers came to, one build's over another's, is no more than an image may hold."""
+        size = sum(node.size for node in {id(node): node for _, node in tree.walk()}.values())
+        if size > self.limits.total_bytes:
+            raise ImageInvalid(
+                f"the image holds {size >> 20} MiB, {self.limits.total_bytes >> 20} is the most",
+                hint="leave files out, or have the operator raise ISOBOX_IMAGE_LIMIT_MB",
+            )
+
+    def stop(self) -> None:
+        """The server ends: whatever reads or writes contents in other threads ends too."""
+        self.life.stop()
 
     def keep(self, name: str, fill: Callable[[Tree, Writer], None]) -> Image:
         """Keep a tree as it is, that nothing starts from: a volume's version."""
-        tree = Tree(limits=self._limits)
-        with self.building(name), self.store.writer() as writer:
+        tree = Tree(limits=self.limits)
+        with self.building(name), self.store.writer(self.life) as writer:
             fill(tree, writer)
             recipe = writer.commit(erofs.lay_out(tree))
             size = sum(placed.piece.size for placed in recipe.layout.placed)
@@ -274,7 +294,20 @@ class ImageStore:
                 raise ImageError(f"image {image.name} is served by a server alone", hint="use it in a sandbox")
             self._lazy.start()
         elif not self._written(image.digest).exists():
+            self._check_room(image.size)
             self.store.write_out(self.recipe(image.digest), self._written(image.digest))
+
+    def _check_room(self, size: int) -> None:
+        """Files to start from take no more disk than the store may: StoreFull."""
+        taken = 0
+        for path in self.folder.glob("*.erofs"):
+            with contextlib.suppress(FileNotFoundError):
+                taken += path.stat().st_blocks * 512
+        if taken + size > self.store.limit_bytes:
+            raise StoreFull(
+                f"images that were written out take {taken >> 20} MiB, and this one would take {size >> 20}",
+                hint="prune images, or have the operator raise ISOBOX_STORE_QUOTA_MB",
+            )
 
     @staticmethod
     def check_name(name: str) -> None:

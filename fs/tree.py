@@ -69,6 +69,7 @@ class Tree:
         self.root = root or folder()
         self._limits = limits or Limits()
         self._entries = sum(1 for _ in self.walk())
+        self._bytes = 0
         self._layer: set[int] | None = None
 
     # ---- looking
@@ -128,6 +129,15 @@ class Tree:
         if self._entries > self._limits.entries:
             raise ImageInvalid(
                 f"more than {self._limits.entries} names", hint="an image of this many files is not supported"
+            )
+
+    def take_bytes(self, size: int) -> None:
+        """Count contents that come into the tree, and what others replace later too: ImageInvalid beyond the limit."""
+        self._bytes += size
+        if size < 0 or self._bytes > self._limits.total_bytes:
+            raise ImageInvalid(
+                f"the archive unpacks to more than {self._limits.total_bytes >> 20} MiB",
+                hint="a sparse file counts as what it reads as",
             )
 
     def _set(self, above: Node, name: bytes, node: Node) -> None:

@@ -47,7 +47,8 @@ class LocalVolumes:
                 base = self._tree(below)
                 tree.root.children.update(base.root.children)
             given = Tree(limits=limits)
-            apply(archive, given, writer, limits=limits, keep_setuid=False, layered=False)
+            check = self._store.life.check
+            apply(archive, given, writer, limits=limits, keep_setuid=False, layered=False, check=check)
             where = os.fsencode(at.strip("/"))
             if where and tree.find(where) is None:
                 tree.put(where, folder())
