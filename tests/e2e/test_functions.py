@@ -189,7 +189,11 @@ def test_large_values_both_ways() -> None:
 
 def test_what_is_empty_in_a_container_takes_no_disk_of_the_server(server: Server) -> None:
     before = disk_of(server.state / "values")
-    assert fa.forged.remote("yield", 130 << 20, 6) is None
+    call = fa.forged.spawn("yield", 130 << 20, 6)
+    with server.client() as http:
+        until(lambda: http.get(f"/v1/calls/{call.id}").json()["complete"])
+        results = http.get(f"/v1/calls/{call.id}").json()["results"]
+    assert [each["file"] for each in results if each["kind"] == "yield"] == [130 << 20] * 6
     assert disk_of(server.state / "values") - before < 8 << 20
 
 
@@ -198,7 +202,7 @@ def disk_of(folder: Path) -> int:
 
 
 def test_no_result_is_larger_than_the_disk_of_its_container() -> None:
-    with pytest.raises(RemoteError, match="its container has a disk of"):
+    with pytest.raises(isobox.ContainerFailed, match="its container has a disk of"):
         fa.forged.remote("done", 3 << 30, 1)
     assert fa.square.remote(3) == 9
 
