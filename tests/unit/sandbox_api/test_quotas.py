@@ -1,6 +1,7 @@
 """What tenants may have on the server's disk."""
 
 import asyncio
+import base64
 import hashlib
 import os
 import random
@@ -13,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolation.errors import DiskFull
+from sandbox_api.models.objects import Keys, PutItems
 from sandbox_api.problems import Problem
 from sandbox_api.services.functions.values import Values
+from sandbox_api.services.objects import ObjectService, Remembered
 from sandbox_api.services.quota import ROW, Quota
 from sandbox_api.services.uploads import Uploads
 from sandbox_api.store.functions import CallRecord
@@ -159,3 +162,61 @@ def test_very_many_small_uploads_count_as_more(tmp_path: Path) -> None:
         put(uploads, "t", b"%d" % number)
     with pytest.raises(Problem):
         put(uploads, "t", b"one more")
+
+
+# ---- dicts and queues
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 8), st.integers(0, 4000)), max_size=60))
+def test_answers_that_are_remembered_are_bounded_and_the_last_one_is_there(steps: list[tuple[str, int, int]]) -> None:
+    remembered, there = Remembered(limit=8000), dict[tuple[str, str], int]()
+    for id_, token, size in steps:
+        gone = remembered.add(id_, str(token), size)
+        there[id_, str(token)] = size + 512
+        for each in gone:
+            del there[each]
+        assert (id_, str(token)) in there
+        assert remembered.size == sum(there.values())
+        assert remembered.size <= 8000
+
+
+def objects(tmp_path: Path) -> tuple[Store, ObjectService]:
+    store = Store(tmp_path / "db")
+    return store, ObjectService(store.objects, store.functions)
+
+
+def item(key: str, size: int) -> PutItems:
+    encoded = base64.b64encode(key.encode()).decode(), base64.b64encode(bytes(size)).decode()
+    return PutItems.model_validate({"items": [dict(zip(("key", "value"), encoded, strict=True))]})
+
+
+def test_all_dicts_of_a_tenant_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox_api.services.objects._TENANT_BYTES_MAX", 3 * MIB)
+    monkeypatch.setattr("sandbox_api.services.objects._LARGE", MIB // 2)
+    store, service = objects(tmp_path)
+    for number in range(5):
+        service.create("t", "dict", f"d{number}", None)
+    for number in range(3):
+        service.put("t", f"d{number}", item("k", MIB - 10))
+    with pytest.raises(Problem, match="all dicts and queues hold"):
+        service.put("t", "d3", item("k", MIB - 10))
+    service.put("t", "d3", item("k", 100))
+    service.create("u", "dict", "d", None)
+    service.put("u", "d", item("k", MIB - 10))
+    store.close()
+
+
+def test_answers_beyond_the_bound_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, service = objects(tmp_path)
+    monkeypatch.setattr(service, "_answers", {"t": Remembered(limit=3 * MIB)})
+    record = service.create("t", "dict", "d", None)
+    for number in range(6):
+        service.put("t", "d", item("k", MIB - 10))
+        service.pop("t", "d", ask_for("k", f"token{number:011}"))
+    there = [store.objects.answered(record.id, f"pop token{number:011}") is not None for number in range(6)]
+    assert there == [False, False, False, False, True, True]
+    store.close()
+
+
+def ask_for(key: str, token: str) -> Keys:
+    return Keys.model_validate({"keys": [base64.b64encode(key.encode()).decode()], "token": token})
