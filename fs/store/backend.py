@@ -12,6 +12,8 @@ from typing import Final, Protocol
 from fs.errors import StoreCorrupt, StoreFull, StoreUnreachable
 
 _AGAIN: Final = "pull or build the image again"
+DOCUMENT_MAX: Final = 256 << 20
+"""Bytes of a recipe: that of two million names has 100 MiB."""
 
 
 def cannot_write(error: OSError) -> StoreFull:
@@ -29,7 +31,7 @@ class Backend(Protocol):
         """
 
     def get(self, key: str) -> bytes | None:
-        """All of it; None if there is no such key."""
+        """All of it, at most DOCUMENT_MAX bytes; None if there is no such key."""
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         """That part of it, shorter only at its end; StoreCorrupt if there is no such key."""
