@@ -5,6 +5,7 @@ import errno
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 from fs.errors import ImageInvalid, StoreFull, UnknownImage
@@ -17,6 +18,9 @@ from isolation.files import Entry, FileFailed, FileType
 from sandbox_api.host.interface import VolumeFacts
 
 _PIECE = 1 << 20
+_KEEPING = 8
+"""Threads of their own for versions that are kept, which may take minutes: nobody else waits for them."""
+
 _TYPES: dict[str, FileType] = {"file": "file", "dir": "dir", "symlink": "symlink", "fifo": "other"}
 
 
@@ -25,6 +29,7 @@ class LocalVolumes:
 
     def __init__(self, store: ImageStore) -> None:
         self._store = store
+        self._keeping = ThreadPoolExecutor(_KEEPING, "volume")
 
     async def keep(
         self, version: str, archive: AsyncIterator[bytes], *, below: str | None, at: str, most: int
@@ -37,7 +42,8 @@ class LocalVolumes:
                     raise _too_large(most)
                 await asyncio.to_thread(spool.write, piece)
             spool.seek(0)
-            return await asyncio.to_thread(self._keep, version, spool, below, at, most)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._keeping, self._keep, version, spool, below, at, most)
 
     def _keep(self, version: str, archive: BinaryIO, below: str | None, at: str, most: int) -> VolumeFacts:
         limits = Limits(entries=500_000, total_bytes=most * 2 + (64 << 20))
