@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ from fs.oci.reference import parse
 from fs.oci.transfer import load, pull, push
 from fs.programs import output_of
 from fs.progress import Progress
-from fs.store.backend import Directory
+from fs.store.backend import Directory, disk_errors
 from fs.store.recipe import Recipe
 from fs.store.store import Collected, Store, Writer
 from fs.tree import Limits, Node, Tree
@@ -72,6 +73,8 @@ class ImageStore:
             self._own.mkdir(parents=True, exist_ok=True)
             (self._own / "state").write_text(str(owner))
         self.limits = limits or Limits()
+        self._fetching = 0
+        self._fetching_lock = threading.Lock()
         self.life = Progress()
         """Stopped when the server ends, and with it whatever reads or writes contents."""
         self.folder = folder
@@ -236,9 +239,32 @@ class ImageStore:
         parsed = parse(reference)
 
         def fill(tree: Tree, writer: Writer) -> dict[str, Any]:
-            return pull(parsed, access, tree, writer, limits=self.limits, credentials=credentials, progress=progress)
+            limits, reserve = self.limits, self._reserved
+            return pull(
+                *(parsed, access, tree, writer, reserve),
+                limits=limits,
+                credentials=credentials,
+                progress=progress,
+            )
 
-        return self.make(name, fill, progress)
+        with disk_errors("the layers cannot be kept"):
+            return self.make(name, fill, progress)
+
+    @contextmanager
+    def _reserved(self, size: int) -> Iterator[None]:
+        """Room on the disk for what is fetched, of all pulls no more than the store may take: StoreFull."""
+        with self._fetching_lock:
+            if self._fetching + size > self.store.limit_bytes:
+                raise StoreFull(
+                    f"{self._fetching >> 20} MiB are being fetched, and this would be {size >> 20} more",
+                    hint="wait for others, or have the operator raise ISOBOX_STORE_QUOTA_MB",
+                )
+            self._fetching += size
+        try:
+            yield
+        finally:
+            with self._fetching_lock:
+                self._fetching -= size
 
     def push(self, image: Image, reference: str, access: Access, *, credentials: str | None, progress: Progress) -> str:
         """Send an image to a registry, as one layer: the digest of its manifest there."""
@@ -248,7 +274,8 @@ class ImageStore:
             return self.store.contents(node.pieces)
 
         tree = self.tree(image.digest)
-        return push(parsed, access, tree, contents, image.config, credentials=credentials, progress=progress)
+        with disk_errors("the layer cannot be packed"):
+            return push(parsed, access, tree, contents, image.config, credentials=credentials, progress=progress)
 
     def make(
         self, name: str, fill: Callable[[Tree, Writer], dict[str, Any]], progress: Progress | None = None

@@ -21,6 +21,9 @@ import httpx
 _CONNECTIONS_MAX: Final = 100
 _KEPT_ALIVE: Final = 20
 _KEPT_ALIVE_S: Final = 5.0
+_PIECES_MAX: Final = 2000
+_PIECE_MEAN: Final = 128
+"""Bytes that a piece of a body has on average, beyond the first ones: each takes work, however small it is."""
 
 
 class Connections(httpcore.NetworkBackend):
@@ -173,8 +176,13 @@ class _Body(httpx.SyncByteStream):
         self._inner = inner
 
     def __iter__(self) -> Iterator[bytes]:
+        pieces = size = 0
         with _as_httpx():
-            yield from self._inner
+            for piece in self._inner:
+                pieces, size = pieces + 1, size + len(piece)
+                if pieces > _PIECES_MAX + size // _PIECE_MEAN:
+                    raise httpx.RemoteProtocolError("it answers in crumbs")
+                yield piece
 
     def close(self) -> None:
         self._inner.close()

@@ -71,6 +71,7 @@ class Tree:
         self._entries = sum(1 for _ in self.walk())
         self._bytes = 0
         self._layer: set[int] | None = None
+        self._opaque: dict[int, Node] = {}
 
     # ---- looking
 
@@ -192,7 +193,7 @@ class Tree:
 
     def begin_layer(self) -> None:
         """What is put from now on is a layer over what is there."""
-        self._layer = set()
+        self._layer, self._opaque = set(), {}
 
     def whiteout(self, path: bytes) -> bool:
         """If this name of a layer is a whiteout, do what it says; False if it is a name like others."""
@@ -201,7 +202,8 @@ class Tree:
             return False
         if name == _OPAQUE:
             node = self._descend(split(above), make=False)
-            if node is not None:
+            if node is not None and id(node) not in self._opaque:  # once a layer: all else in there is the layer's
+                self._opaque[id(node)] = node
                 self._keep_layer_only(node)
         elif name.startswith(_WHITEOUT + _WHITEOUT):
             raise ImageInvalid(f"{show(path)} is a whiteout of no known kind")

@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -27,12 +28,13 @@ def pull(
     access: Access,
     tree: Tree,
     sink: Sink,
+    reserve: Callable[[int], AbstractContextManager[None]],
     *,
     limits: Limits,
     credentials: str | None = None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Fetch an image and lay its layers into a tree: its config."""
+    """Fetch an image and lay its layers into a tree: its config. reserve makes room for so many bytes of them."""
     with (
         Registry(reference, access, progress, credentials=credentials) as remote,
         progress.stopping(remote.abort),
@@ -46,7 +48,7 @@ def pull(
             raise ImageInvalid(f"{reference} has {len(layers)} layers of {total >> 20} MiB", hint="that is too much")
         raw = remote.config(registry.Blob.of(manifest["config"]))
         expected = config.diff_ids(raw)
-        with ThreadPoolExecutor(_DOWNLOADS) as pool:
+        with reserve(total), ThreadPoolExecutor(_DOWNLOADS) as pool:
             files = [Path(folder) / str(number) for number in range(len(layers))]
             coming = [pool.submit(remote.download, *each) for each in zip(layers, files, strict=True)]
             try:

@@ -6,6 +6,7 @@ Keys: `packs/ID`, `images/DIGEST` (recipes), `names/NAME` (what a name means), a
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -19,6 +20,15 @@ DOCUMENT_MAX: Final = 256 << 20
 def cannot_write(error: OSError) -> StoreFull:
     """What the disk's refusal means."""
     return StoreFull(f"the store cannot write: {error.strerror}", hint="free disk space, or prune images")
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """A full disk, and whatever else a file's system refuses, as StoreFull."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreFull(f"{what}: {error.strerror or error}", hint="free disk space") from error
 
 
 class Backend(Protocol):

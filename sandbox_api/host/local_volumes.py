@@ -12,6 +12,7 @@ from fs.errors import ImageInvalid, StoreFull, UnknownImage
 from fs.images import ImageStore
 from fs.oci import export
 from fs.oci.layers import apply
+from fs.store.backend import disk_errors
 from fs.store.store import Writer
 from fs.tree import Limits, Node, Tree, folder
 from isolation.files import Entry, FileFailed, FileType
@@ -34,7 +35,7 @@ class LocalVolumes:
     async def keep(
         self, version: str, archive: AsyncIterator[bytes], *, below: str | None, at: str, most: int
     ) -> VolumeFacts:
-        with tempfile.TemporaryFile(prefix="isobox-volume-") as spool:
+        with disk_errors("the volume cannot be kept"), tempfile.TemporaryFile(prefix="isobox-volume-") as spool:
             received = 0
             async for piece in archive:
                 received += len(piece)
@@ -85,7 +86,7 @@ class LocalVolumes:
         return self._store.store.contents(node.pieces)
 
     async def pack(self, version: str | None, path: str, *, owner: int | None = None) -> AsyncIterator[bytes]:
-        with tempfile.TemporaryFile(prefix="isobox-volume-") as spool:
+        with disk_errors("the files cannot be read"), tempfile.TemporaryFile(prefix="isobox-volume-") as spool:
 
             def work() -> None:
                 node = folder() if version is None else self._node(version, path)
@@ -103,7 +104,7 @@ class LocalVolumes:
         node = await asyncio.to_thread(self._node, version, path)
         if node.kind != "file":
             raise FileFailed(errno.EISDIR if node.kind == "dir" else errno.EINVAL, path)
-        with tempfile.TemporaryFile(prefix="isobox-volume-") as spool:
+        with disk_errors("the files cannot be read"), tempfile.TemporaryFile(prefix="isobox-volume-") as spool:
 
             def work() -> None:  # in one thread: the store's connection is bound to it
                 spool.writelines(self._contents(node))

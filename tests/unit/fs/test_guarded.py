@@ -87,3 +87,15 @@ def test_a_redirect_to_nowhere_is_refused(place: str) -> None:
         with pytest.raises((ImageInvalid, StoreUnreachable)):
             get(http, where)
         http.close()
+
+
+def test_an_answer_in_crumbs_is_left() -> None:
+    def answer(_: bytes, connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(b"1\r\na\r\n" * 100_000 + b"0\r\n\r\n")
+
+    with stranger(answer) as where:
+        http = Guarded(where.access)
+        with pytest.raises(StoreUnreachable, match="crumbs"):
+            get(http, where)
+        http.close()

@@ -17,7 +17,7 @@ from fs.errors import ImageInvalid
 from fs.oci import layers
 from fs.oci.layers import apply
 from fs.progress import Interrupted, Progress
-from fs.tree import Limits, Piece, Tree
+from fs.tree import Limits, Node, Piece, Tree
 
 NO_LIMITS = Limits()
 
@@ -329,3 +329,23 @@ def test_damage_is_told_and_nothing_else_happens(noise: bytes) -> None:
     for raw in (bytes(good), noise):
         with contextlib.suppress(ImageInvalid):
             laid(io.BytesIO(raw))
+
+
+def test_a_folder_is_made_opaque_once_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[int]()
+    keeping = Tree._keep_layer_only
+
+    def counted(tree: Tree, node: Node) -> None:
+        seen.append(1)
+        keeping(tree, node)
+
+    monkeypatch.setattr(Tree, "_keep_layer_only", counted)
+    below = files(**{f"d__{n}__x": "1" for n in range(50)})
+    opaque = (info("d/.wh..wh..opq"), b"")
+    above = archive([*[opaque] * 50, (info("d/new"), b"2"), opaque])
+    assert laid(below, above) == {"d": "/", "d/new": "2"}
+    assert len(seen) == 51
+    below.seek(0)
+    above.seek(0)
+    again = archive([opaque])  # of the next layer it is another one
+    assert laid(below, above, again) == {"d": "/"}

@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -112,10 +113,14 @@ def test_a_pull_that_drips_ends_when_nobody_wants_it(part: str) -> None:
             patch.setattr("fs.oci.registry.Registry.config", _config if part == "layer" else Registry.config)
 
             def work() -> None:
-                pull(reference, where.access, Tree(), Never(), limits=Limits(), progress=progress)
+                pull(reference, where.access, Tree(), Never(), nullcontext_of, limits=Limits(), progress=progress)
 
             error = ended(work, progress.stop, begun)
         assert isinstance(error, Interrupted | StoreUnreachable)
+
+
+def nullcontext_of(size: int) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 class Never:

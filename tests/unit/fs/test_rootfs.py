@@ -150,3 +150,14 @@ def test_images_that_are_written_out_take_no_more_than_the_store_may(tmp_path: P
         store.write_out(second)
     store.remove("first")
     store.write_out(second)
+
+
+def test_what_is_fetched_at_a_time_has_room_on_the_disk(tmp_path: Path, init: Path) -> None:
+    store = ImageStore(tmp_path / "images", guest=lambda: (init,), limit_bytes=100)
+    with store._reserved(60):
+        with pytest.raises(StoreFull, match="being fetched"), store._reserved(50):
+            raise AssertionError("there is no room")
+        with store._reserved(40):
+            pass
+    with store._reserved(100):
+        pass
