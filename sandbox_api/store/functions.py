@@ -45,7 +45,7 @@ class CallRecord:
     depth: int = 0
     """How many calls wait for it, one inside the other."""
     kept: int = 0
-    """Bytes that its results take on this machine, to 64 KiB."""
+    """Bytes that its inputs and results take on this machine, to 64 KiB."""
 
     @property
     def complete(self) -> bool:
@@ -290,7 +290,7 @@ class FunctionStore:
         return CallRecord(**json.loads(row[0])) if row else None
 
     def kept_bytes(self) -> dict[str, int]:
-        """By tenant, what the results of its calls take."""
+        """By tenant, what its calls take."""
         query = "select tenant, sum(coalesce(json_extract(doc, '$.kept'), 0)) from calls group by tenant"
         return {tenant: int(size) for tenant, size in self._db.execute(query)}
 

@@ -288,6 +288,7 @@ class Desk:
             self.store.add_result(record.call, record.index, kind, doc)
             self.store.save_input(record)
             if (call := self.call(record.call)) is not None:
+                self.values.give_input(call, len(record.data))
                 call.ended += 1
                 self.save(call)
         self.tell(record.call)

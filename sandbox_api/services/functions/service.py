@@ -204,6 +204,7 @@ class FunctionService:
             )
             inputs = [_input(call, index, each) for index, each in enumerate(request.inputs)]
             call.total = len(inputs)
+            self.desk.values.take_inputs(call, [len(each.data) for each in inputs])
             with self._store.transaction():
                 self.desk.add_call(call)
                 self._store.add_inputs(inputs)
@@ -224,6 +225,7 @@ class FunctionService:
             raise Problem(409, "inputs_missing", f"it has {call.total} inputs", hint=f"go on with first={call.total}")
         fresh = [_input(call, request.first + n, each) for n, each in enumerate(request.inputs)]
         fresh = [each for each in fresh if each.index >= call.total]
+        self.desk.values.take_inputs(call, [len(each.data) for each in fresh])
         with self._store.transaction():
             self._store.add_inputs(fresh)
             call.total += len(fresh)

@@ -1,7 +1,8 @@
-"""What calls came to, on this machine's disk: large values as files, and how much of the disk all results take.
+"""What calls came to, on this machine's disk: large values as files, and how much of it inputs and results take.
 
 A container says how large a value is and what is in it, so a tenant's results are counted before anything is read, no
 value is larger than the disk that its container has, and what is empty takes no disk here either (a sparse file).
+Inputs are counted too, until they are over: containers make calls.
 
     FOLDER/CALL/NAME     a large value
 """
@@ -9,7 +10,7 @@ value is larger than the disk that its container has, and what is empty takes no
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -32,7 +33,7 @@ class Values:
         """limit_bytes bounds each tenant's results, small ones too."""
         self._folder = folder
         self._store = store
-        self._quota = Quota(limit_bytes, "results of functions", setting="ISOBOX_VALUES_QUOTA_MB")
+        self._quota = Quota(limit_bytes, "inputs and results of functions", setting="ISOBOX_VALUES_QUOTA_MB")
         self._unsaved: dict[str, int] = {}
         for tenant, size in store.kept_bytes().items():
             self._quota.add(tenant, size)
@@ -54,6 +55,18 @@ class Values:
         self._quota.give(call.tenant, ROW + size)
         call.kept -= ROW + size
         self._store.save_call(call)
+
+    def take_inputs(self, call: CallRecord, sizes: Sequence[int]) -> None:
+        """Inputs of so many bytes come to a call, which is saved after that; Problem (507)."""
+        size = sum(sizes) + ROW * len(sizes)
+        self._quota.take(call.tenant, size)
+        call.kept += size
+
+    def give_input(self, call: CallRecord, size: int) -> None:
+        """An input is over, and its argument gone; the call is saved after that."""
+        gone = min(call.kept, ROW + size)  # less in a call of an earlier release, which did not count
+        self._quota.give(call.tenant, gone)
+        call.kept -= gone
 
     def take_for_a_while(self, tenant: str, size: int) -> None:
         """What a container asks lies here until it is answered; Problem (507). `give_back` ends it."""

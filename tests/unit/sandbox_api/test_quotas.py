@@ -62,7 +62,7 @@ def test_results_are_counted_over_restarts_and_given_back_when_forgotten(tmp_pat
     for each in (one, other):
         store.functions.save_call(each)
         values.take(each, MIB // 2)
-    with pytest.raises(Problem, match="results of functions take"):
+    with pytest.raises(Problem, match="inputs and results of functions take"):
         values.take(one, MIB // 2)
     values.take(one, 1000)
     values.give(one, 1000)
@@ -73,6 +73,22 @@ def test_results_are_counted_over_restarts_and_given_back_when_forgotten(tmp_pat
     again.take(call(number=2), MIB - ROW)
     with pytest.raises(Problem):
         again.take(other, MIB // 2)
+    store.close()
+
+
+def test_inputs_are_counted_until_they_are_over(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db")
+    values, one = Values(tmp_path / "values", store.functions, MIB), call()
+    values.take_inputs(one, [1000, MIB // 2])
+    with pytest.raises(Problem):
+        values.take_inputs(one, [MIB // 2])
+    values.give_input(one, MIB // 2)
+    assert one.kept == 1000 + ROW
+    values.take_inputs(one, [MIB // 2])
+    for size in (MIB // 2, 1000, 5000):
+        values.give_input(one, size)
+    assert one.kept == 0
+    values.take_inputs(one, [MIB - ROW])
     store.close()
 
 
