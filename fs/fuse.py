@@ -9,7 +9,6 @@ pkg/abi/linux/fuse.go, pkg/sentry/fsimpl/fuse at release-20240729.0.
 import errno
 import stat
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,6 +41,9 @@ _ENTRY: Final = struct.Struct("<QQQQII")
 _ATTR_OUT: Final = struct.Struct("<QII")
 _OPEN_OUT: Final = struct.Struct("<QIi")
 _READ_IN: Final = struct.Struct("<QQII")
+READ_SIZE: Final = _READ_IN.size
+"""Bytes of the body of a READ or READDIR, of which a guest may send fewer."""
+
 _STATFS: Final = struct.Struct("<QQQQQIIII24x")
 _BLOCK: Final = 4096
 _ATOMIC_O_TRUNC: Final = 1 << 3
@@ -208,17 +210,10 @@ def written(request: Request, size: int) -> bytes:
     return reply(request, _WRITE_OUT.pack(size, 0))
 
 
-def entries(request: Request, names: Iterable[tuple[bytes, int, bool]], offset: int, room: int) -> bytes:
-    """The answer to READDIR: (name, node, whether a folder) each, the first of them at offset, as many as fit."""
-    parts, size = [], 0
-    for number, (name, node, is_folder) in enumerate(names, offset + 1):
-        head = _DIRENT.pack(node, number, len(name), (stat.S_IFDIR if is_folder else stat.S_IFREG) >> 12)
-        packed = head + name + b"\0" * (-len(name) % 8)
-        if size + len(packed) > room:
-            break
-        parts.append(packed)
-        size += len(packed)
-    return reply(request, b"".join(parts))
+def dirent(name: bytes, node: int, is_folder: bool, number: int) -> bytes:
+    """An entry of the answer to READDIR; number says where whoever has read this one goes on."""
+    head = _DIRENT.pack(node, number, len(name), (stat.S_IFDIR if is_folder else stat.S_IFREG) >> 12)
+    return head + name + b"\0" * (-len(name) % 8)
 
 
 def statfs(request: Request, blocks: int = 0) -> bytes:

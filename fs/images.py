@@ -18,17 +18,18 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from common.ids import new_id
 from fs import bases, erofs, rootfs
 from fs.elsewhere import Elsewhere
-from fs.errors import ImageError, ImageInvalid, UnknownImage
+from fs.errors import ImageError, ImageInvalid, StoreFull, UnknownImage
 from fs.guarded import Access
 from fs.image import Image, is_inner
 from fs.lazy.mount import LazyMount
@@ -38,7 +39,7 @@ from fs.oci.reference import parse
 from fs.oci.transfer import load, pull, push
 from fs.programs import output_of
 from fs.progress import Progress
-from fs.store.backend import Directory
+from fs.store.backend import Directory, disk_errors
 from fs.store.recipe import Recipe
 from fs.store.store import Collected, Store, Writer
 from fs.tree import Limits, Node, Tree
@@ -71,14 +72,18 @@ class ImageStore:
             self._own = folder / "of" / hashlib.sha256(os.fsencode(owner)).hexdigest()[:16]
             self._own.mkdir(parents=True, exist_ok=True)
             (self._own / "state").write_text(str(owner))
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()
+        self._fetching = 0
+        self._fetching_lock = threading.Lock()
+        self.life = Progress()
+        """Stopped when the server ends, and with it whatever reads or writes contents."""
         self.folder = folder
         self._guest = guest
         self.elsewhere = Elsewhere(self)
         self._lazy = lazy
         self._stores = stores
         (folder / "store").mkdir(parents=True, exist_ok=True)
-        self.store = Store(folder / "store", Directory(folder / "store"), limit_bytes=limit_bytes)
+        self.store = Store(folder / "store", Directory(folder / "store"), limit_bytes=limit_bytes, life=self.life)
 
     # ---- looking
 
@@ -211,28 +216,55 @@ class ImageStore:
         def fill(tree: Tree, writer: Writer) -> dict[str, Any]:
             with saved_image(source) as saved:
                 if saved is not None:
-                    return load(saved, tree, writer, limits=self._limits, progress=progress)
+                    return load(saved, tree, writer, limits=self.limits, progress=progress)
             if source.is_dir():
                 argv = ["tar", "--create", "--numeric-owner", "--directory", str(source), "."]
                 with output_of(argv, deed="read the folder", package="tar") as archive:
-                    apply(archive, tree, writer, limits=self._limits, keep_setuid=True, layered=False)
+                    self._lay(archive, tree, writer, progress)
             else:
                 with source.open("rb") as file:
-                    apply(file, tree, writer, limits=self._limits, keep_setuid=True, layered=False)
+                    self._lay(file, tree, writer, progress)
             return {}
 
         image = self.make(name, fill, progress)
         self.write_out(image)
         return image
 
+    def _lay(self, archive: BinaryIO, tree: Tree, writer: Writer, progress: Progress) -> None:
+        limits, check = self.limits, progress.check
+        apply(archive, tree, writer, limits=limits, keep_setuid=True, layered=False, check=check)
+
     def pull(self, name: str, reference: str, access: Access, *, credentials: str | None, progress: Progress) -> Image:
         """Make an image of one in a registry; ImageInvalid, UnknownImage or StoreUnreachable if that can't be."""
         parsed = parse(reference)
 
         def fill(tree: Tree, writer: Writer) -> dict[str, Any]:
-            return pull(parsed, access, tree, writer, limits=self._limits, credentials=credentials, progress=progress)
+            limits, reserve = self.limits, self._reserved
+            return pull(
+                *(parsed, access, tree, writer, reserve),
+                limits=limits,
+                credentials=credentials,
+                progress=progress,
+            )
 
-        return self.make(name, fill, progress)
+        with disk_errors("the layers cannot be kept"):
+            return self.make(name, fill, progress)
+
+    @contextmanager
+    def _reserved(self, size: int) -> Iterator[None]:
+        """Room on the disk for what is fetched, of all pulls no more than the store may take: StoreFull."""
+        with self._fetching_lock:
+            if self._fetching + size > self.store.limit_bytes:
+                raise StoreFull(
+                    f"{self._fetching >> 20} MiB are being fetched, and this would be {size >> 20} more",
+                    hint="wait for others, or have the operator raise ISOBOX_STORE_QUOTA_MB",
+                )
+            self._fetching += size
+        try:
+            yield
+        finally:
+            with self._fetching_lock:
+                self._fetching -= size
 
     def push(self, image: Image, reference: str, access: Access, *, credentials: str | None, progress: Progress) -> str:
         """Send an image to a registry, as one layer: the digest of its manifest there."""
@@ -242,24 +274,39 @@ class ImageStore:
             return self.store.contents(node.pieces)
 
         tree = self.tree(image.digest)
-        return push(parsed, access, tree, contents, image.config, credentials=credentials, progress=progress)
+        with disk_errors("the layer cannot be packed"):
+            return push(parsed, access, tree, contents, image.config, credentials=credentials, progress=progress)
 
     def make(
         self, name: str, fill: Callable[[Tree, Writer], dict[str, Any]], progress: Progress | None = None
     ) -> Image:
         """Make an image of what `fill` puts into a tree; it returns the image's config. `ensure` writes it out."""
         self.check_name(name)
-        tree = Tree(limits=self._limits)
+        tree = Tree(limits=self.limits)
         with self.building(name), self.store.writer(progress) as writer:
             config = fill(tree, writer)
             if not tree.root.children:
                 raise ImageInvalid(f"image {name!r} would be empty", hint="see what it is made of")
+            self._check_size(tree)
             return self._seal(name, tree, writer, config)
+
+    def _check_size(self, tree: Tree) -> None:
+        """What layers came to, one build's over another's, is no more than an image may hold."""
+        size = sum(node.size for node in {id(node): node for _, node in tree.walk()}.values())
+        if size > self.limits.total_bytes:
+            raise ImageInvalid(
+                f"the image holds {size >> 20} MiB, {self.limits.total_bytes >> 20} is the most",
+                hint="leave files out, or have the operator raise ISOBOX_IMAGE_LIMIT_MB",
+            )
+
+    def stop(self) -> None:
+        """The server ends: whatever reads or writes contents in other threads ends too."""
+        self.life.stop()
 
     def keep(self, name: str, fill: Callable[[Tree, Writer], None]) -> Image:
         """Keep a tree as it is, that nothing starts from: a volume's version."""
-        tree = Tree(limits=self._limits)
-        with self.building(name), self.store.writer() as writer:
+        tree = Tree(limits=self.limits)
+        with self.building(name), self.store.writer(self.life) as writer:
             fill(tree, writer)
             recipe = writer.commit(erofs.lay_out(tree))
             size = sum(placed.piece.size for placed in recipe.layout.placed)
@@ -274,7 +321,20 @@ class ImageStore:
                 raise ImageError(f"image {image.name} is served by a server alone", hint="use it in a sandbox")
             self._lazy.start()
         elif not self._written(image.digest).exists():
+            self._check_room(image.size)
             self.store.write_out(self.recipe(image.digest), self._written(image.digest))
+
+    def _check_room(self, size: int) -> None:
+        """Files to start from take no more disk than the store may: StoreFull."""
+        taken = 0
+        for path in self.folder.glob("*.erofs"):
+            with contextlib.suppress(FileNotFoundError):
+                taken += path.stat().st_blocks * 512
+        if taken + size > self.store.limit_bytes:
+            raise StoreFull(
+                f"images that were written out take {taken >> 20} MiB, and this one would take {size >> 20}",
+                hint="prune images, or have the operator raise ISOBOX_STORE_QUOTA_MB",
+            )
 
     @staticmethod
     def check_name(name: str) -> None:

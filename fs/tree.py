@@ -69,7 +69,9 @@ class Tree:
         self.root = root or folder()
         self._limits = limits or Limits()
         self._entries = sum(1 for _ in self.walk())
+        self._bytes = 0
         self._layer: set[int] | None = None
+        self._opaque: dict[int, Node] = {}
 
     # ---- looking
 
@@ -130,6 +132,15 @@ class Tree:
                 f"more than {self._limits.entries} names", hint="an image of this many files is not supported"
             )
 
+    def take_bytes(self, size: int) -> None:
+        """Count contents that come into the tree, and what others replace later too: ImageInvalid beyond the limit."""
+        self._bytes += size
+        if size < 0 or self._bytes > self._limits.total_bytes:
+            raise ImageInvalid(
+                f"the archive unpacks to more than {self._limits.total_bytes >> 20} MiB",
+                hint="a sparse file counts as what it reads as",
+            )
+
     def _set(self, above: Node, name: bytes, node: Node) -> None:
         if name not in above.children:
             self._count()
@@ -182,7 +193,7 @@ class Tree:
 
     def begin_layer(self) -> None:
         """What is put from now on is a layer over what is there."""
-        self._layer = set()
+        self._layer, self._opaque = set(), {}
 
     def whiteout(self, path: bytes) -> bool:
         """If this name of a layer is a whiteout, do what it says; False if it is a name like others."""
@@ -191,7 +202,8 @@ class Tree:
             return False
         if name == _OPAQUE:
             node = self._descend(split(above), make=False)
-            if node is not None:
+            if node is not None and id(node) not in self._opaque:  # once a layer: all else in there is the layer's
+                self._opaque[id(node)] = node
                 self._keep_layer_only(node)
         elif name.startswith(_WHITEOUT + _WHITEOUT):
             raise ImageInvalid(f"{show(path)} is a whiteout of no known kind")

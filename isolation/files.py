@@ -22,6 +22,12 @@ FileType = Literal["file", "dir", "symlink", "other"]
 _NAMES = {"file", "dir", "symlink", "other"}
 _FIELDS = 8
 _LISTING_MAX = 64 << 20
+_ENTRIES_MAX = 100_000
+_ENTRY_MAX = 64 << 10
+"""Bytes of one entry: its name, relative to what is listed, and where it leads."""
+
+_HERE_MAX = 64 << 10
+"""Bytes that are taken apart sooner than a thread is woken."""
 _CHANGE_FIELDS = 3
 _NAME_MAX = 1 << 14
 _START_TIMEOUT_S = 10.0
@@ -71,6 +77,39 @@ def parse_entries(raw: bytes) -> list[Entry]:
         return [_entry(fields[i : i + _FIELDS]) for i in range(0, len(fields), _FIELDS)]
     except (ValueError, UnicodeError) as error:
         raise ChannelViolation("a listing that our program does not print") from error
+
+
+class EntryParser:
+    """Takes a listing apart while it comes, however it is cut: what is wrong is noticed before there is much of it."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._fed = 0
+        self.entries: list[Entry] = []
+
+    def feed(self, data: bytes) -> None:
+        """Take in some more. ChannelViolation; FileFailed for more than is listed at once."""
+        self._fed += len(data)
+        if self._fed > _LISTING_MAX:
+            raise FileFailed(errno.E2BIG, f"a listing of more than {_LISTING_MAX >> 20} MiB; list less deeply")
+        whole, last, begun = (self._rest + data).rpartition(b"\0")
+        fields = whole.split(b"\0") if last else []
+        over = len(fields) % _FIELDS
+        if len(self.entries) + len(fields) // _FIELDS > _ENTRIES_MAX:
+            what = f"a listing of more than {_ENTRIES_MAX} names; list less deeply, or a page at a time"
+            raise FileFailed(errno.E2BIG, what)
+        kept = len(fields) - over
+        self._rest = b"".join(field + b"\0" for field in fields[kept:]) + begun
+        if len(self._rest) > _ENTRY_MAX:
+            raise ChannelViolation("a listing that our program does not print")
+        if kept:
+            self.entries += parse_entries(b"\0".join(fields[:kept]) + b"\0")
+
+    def end(self) -> list[Entry]:
+        """All of it was fed; ChannelViolation if it is cut short."""
+        if self._rest:
+            raise ChannelViolation("a listing that our program does not print")
+        return self.entries
 
 
 def _entry(fields: list[bytes]) -> Entry:
@@ -142,13 +181,14 @@ class Operation:
 
     async def listing(self) -> list[Entry]:
         """All entries that `list` prints."""
-        raw = bytearray()
+        parser = EntryParser()
         async for piece in self.contents():
-            raw += piece
-            if len(raw) > _LISTING_MAX:
-                raise FileFailed(errno.E2BIG, "a listing of more than 64 MiB; list less deeply")
+            if len(piece) > _HERE_MAX:
+                await asyncio.to_thread(parser.feed, piece)
+            else:
+                parser.feed(piece)
         await self.result()
-        return parse_entries(bytes(raw))
+        return parser.end()
 
     async def changes(self) -> AsyncIterator["Change"]:
         """All that `watch` tells; FileFailed if the folder cannot be watched."""

@@ -7,6 +7,8 @@ host ever unpacks; they go into another sandbox, where they may do what its own 
 import asyncio
 import contextlib
 import os
+import select
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -17,6 +19,7 @@ from isolation.errors import CheckpointRefused, DiskFull, IsolationError, Snapsh
 _PIECE: Final = 1 << 20
 _WORDS_MAX: Final = 4096
 _TIMEOUT_S: Final = 300.0
+_LOOK_MS: Final = 200
 _CAPABILITIES: Final = sum(1 << n for n in (0, 1, 3, 4))  # CHOWN, DAC_OVERRIDE, FOWNER, FSETID (capability.h)
 
 
@@ -69,11 +72,12 @@ async def _run(
         raise
     finally:
         _close(binary, guest_in, guest_out, guest_err)
+    over = threading.Event()
     try:
         _, drained, status = await asyncio.gather(
-            asyncio.to_thread(_feed, source, to_guest),
-            asyncio.to_thread(_drain, from_guest, target, most),
-            control.wait(pid, timeout=_TIMEOUT_S),
+            asyncio.to_thread(_feed, source, to_guest, over),
+            asyncio.to_thread(_drain, from_guest, target, most, over),
+            _ended(control, pid, over),
             return_exceptions=True,
         )
         if isinstance(status, BaseException):
@@ -83,7 +87,8 @@ async def _run(
         os.set_blocking(words, False)
         return _read(words) if status else None
     except BaseException:
-        # Its ends of the pipes close with it, and the threads come to their ends.
+        # Whoever has its ends of the pipes, the threads come to their ends.
+        over.set()
         with contextlib.suppress(IsolationError, TimeoutError):
             await control.kill(pid)
         raise
@@ -91,19 +96,32 @@ async def _run(
         _close(words)
 
 
-def _feed(source: int, to_guest: int) -> None:
+async def _ended(control: Control, pid: int, over: threading.Event) -> int:
+    """Its wait status. Root inside may stop it: then nobody waits for its bytes any more either."""
+    try:
+        return await control.wait(pid, timeout=_TIMEOUT_S)
+    except BaseException:
+        over.set()
+        raise
+
+
+def _feed(source: int, to_guest: int, over: threading.Event) -> None:
     offset = 0
     try:
         with contextlib.suppress(BrokenPipeError):  # it has ended: its status tells why
-            while n := os.splice(source, to_guest, _PIECE, offset_src=offset):
-                offset += n
+            while _is_ready(to_guest, select.POLLOUT, over):
+                with contextlib.suppress(BlockingIOError):
+                    n = os.splice(source, to_guest, _PIECE, offset_src=offset, flags=os.SPLICE_F_NONBLOCK)
+                    if not n:
+                        return
+                    offset += n
     finally:
         os.close(to_guest)
 
 
-def _drain(from_guest: int, target: int | None, most: int) -> None:
+def _drain(from_guest: int, target: int | None, most: int, over: threading.Event) -> None:
     try:
-        for piece in _pieces(from_guest, target):
+        for piece in _pieces(from_guest, target, over):
             most -= piece
             if most < 0:
                 raise _TooLarge
@@ -111,9 +129,22 @@ def _drain(from_guest: int, target: int | None, most: int) -> None:
         os.close(from_guest)
 
 
-def _pieces(from_guest: int, target: int | None) -> Iterator[int]:
-    while n := os.splice(from_guest, target, _PIECE) if target is not None else len(os.read(from_guest, _PIECE)):
+def _pieces(from_guest: int, target: int | None, over: threading.Event) -> Iterator[int]:
+    while _is_ready(from_guest, select.POLLIN, over):
+        n = os.splice(from_guest, target, _PIECE) if target is not None else len(os.read(from_guest, _PIECE))
+        if not n:
+            return
         yield n
+
+
+def _is_ready(pipe: int, wanted: int, over: threading.Event) -> bool:
+    """Wait until a pipe's other end has moved; False once it is over."""
+    poll = select.poll()
+    poll.register(pipe, wanted)
+    while not over.is_set():
+        if poll.poll(_LOOK_MS):
+            return True
+    return False
 
 
 def _read(words: int) -> str:

@@ -106,7 +106,7 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
             *(settings, host, registry, catalog, volume_service, buckets, gpu_service, usage),
             *(life, exec_service, parking, contexts, egress, tasks),
         )
-        uploads = Uploads(settings.state / "uploads")
+        uploads = Uploads(settings.state / "uploads", settings.uploads_quota_mb << 20)
         builder = Builder(settings, host, registry, catalog, sandbox_service, exec_service, uploads)
         image_service = ImageService(host, store, catalog, builder, secrets, uploads, tasks)
         copies = CopyService(

@@ -1,7 +1,11 @@
-"""Streams of archives, compressed and not; no more than a piece of either is held."""
+"""Streams of archives, compressed and not; no more than a piece of either is held.
 
+What takes long is done in threads, and a small piece of what strangers send never becomes more than a few MiB there.
+"""
+
+import asyncio
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Final, Literal
 
 import zstandard
@@ -14,10 +18,13 @@ MEDIA_TYPES: Final[dict[Format, str]] = {
     "tar.zst": "application/zstd",
     "tar.gz": "application/gzip",
 }
-_SLICE: Final = 64 << 10
+_SLICE: Final = 8 << 10
 _PIECE: Final = 1 << 20
-_SWOLLEN: Final = 64 << 20
+_SWOLLEN: Final = 8 << 20
 """What a slice may become at most: 1000 times itself."""
+
+_HERE_MAX: Final = 4 << 10
+"""Bytes that are worked on sooner than a thread is woken."""
 
 
 def _damaged(why: object) -> Problem:
@@ -36,13 +43,18 @@ class _Collected:
     def write(self, data: bytes) -> int:
         self._size += len(data)
         if self._size > _SWOLLEN:
-            raise _damaged("a small part of it becomes more than 64 MiB")
+            raise _damaged(f"a small part of it becomes more than {_SWOLLEN >> 20} MiB")
         self.pieces.append(bytes(data))
         return len(data)
 
     def take(self) -> list[bytes]:
         found, self.pieces, self._size = self.pieces, [], 0
         return found
+
+    @property
+    def full(self) -> bool:
+        """Whether what is there is to be taken first."""
+        return self._size >= _PIECE
 
 
 async def unpacked(contents: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -69,9 +81,12 @@ async def _chain(head: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes
         yield piece
 
 
-def _slices(piece: bytes) -> Iterator[bytes]:
-    for begin in range(0, len(piece), _SLICE):
-        yield piece[begin : begin + _SLICE]
+def _feed(writer: zstandard.ZstdDecompressionWriter, collected: _Collected, piece: bytes, begin: int) -> int:
+    """Decompress some of a piece from a place on: where the rest of it begins."""
+    while begin < len(piece) and not collected.full:
+        writer.write(piece[begin : begin + _SLICE])
+        begin += _SLICE
+    return begin
 
 
 async def _unzstd(contents: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -80,8 +95,9 @@ async def _unzstd(contents: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     try:
         with decompressor.stream_writer(collected, closefd=False) as writer:  # type: ignore[arg-type]  # it writes
             async for piece in contents:
-                for part in _slices(piece):
-                    writer.write(part)
+                begin = 0
+                while begin < len(piece):
+                    begin = await asyncio.to_thread(_feed, writer, collected, piece, begin)
                     for each in collected.take():
                         yield each
     except zstandard.ZstdError as error:
@@ -94,7 +110,7 @@ async def _gunzip(contents: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for piece in contents:
             rest = piece
             while rest and not stream.eof:
-                yield stream.decompress(rest, _PIECE)
+                yield await asyncio.to_thread(stream.decompress, rest, _PIECE)
                 rest = stream.unconsumed_tail
     except zlib.error as error:
         raise _damaged(error) from error
@@ -110,6 +126,10 @@ async def packed(contents: AsyncIterator[bytes], how: Format) -> AsyncIterator[b
         return
     stream = zlib.compressobj(6, wbits=31) if how == "tar.gz" else zstandard.ZstdCompressor(level=3).compressobj()
     async for piece in contents:
-        if data := stream.compress(piece):
+        if (
+            data := stream.compress(piece)
+            if len(piece) <= _HERE_MAX
+            else await asyncio.to_thread(stream.compress, piece)
+        ):
             yield data
-    yield stream.flush()
+    yield await asyncio.to_thread(stream.flush)

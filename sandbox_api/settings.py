@@ -44,6 +44,8 @@ class Settings:
     snapshot_quota_mb: int = 20480
     store_quota_mb: int = 102400
     image_limit_mb: int = 32768
+    values_quota_mb: int = 10240
+    uploads_quota_mb: int = 20480
     registries: Access = field(default_factory=Access)
     buckets: Access = field(default_factory=lambda: Access(setting="ISOBOX_BUCKETS"))
     bucket_spool_mb: int = 10240
@@ -213,6 +215,8 @@ _PARSERS: dict[str, Callable[[str], dict[str, object]]] = {
     "snapshot_quota_mb": lambda text: {"snapshot_quota_mb": _positive(text)},
     "store_quota_mb": lambda text: {"store_quota_mb": _positive(text)},
     "image_limit_mb": lambda text: {"image_limit_mb": _positive(text)},
+    "values_quota_mb": lambda text: {"values_quota_mb": _positive(text)},
+    "uploads_quota_mb": lambda text: {"uploads_quota_mb": _positive(text)},
     "stores": lambda text: {"stores": tuple(text.replace(",", " ").split())},
     "lazy_cache_mb": lambda text: {"lazy_cache_mb": _positive(text)},
     "registries": lambda text: {"registries": _hosts(text, "ISOBOX_REGISTRIES")},

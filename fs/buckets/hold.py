@@ -10,6 +10,9 @@ from typing import Final
 from fs import fuse
 
 PACKET_MAX: Final = fuse.WRITE_MAX + 4096
+NOTE_MAX: Final = 16 << 10
+"""Bytes of a note: a path of 1 KiB, each of its characters written as JSON may write it, and an etag."""
+
 _ORDER: Final = struct.Struct("<IiQ")
 _NOTE, _DROP, _PING = 1, 2, 3
 
@@ -34,7 +37,10 @@ class Packets:
                 raise HoldViolation(f"a packet of {size} bytes")
             if len(self._rest) - at < size:
                 break
-            yield fuse.parse(bytes(self._rest[at : at + size]))
+            packet = fuse.parse(bytes(self._rest[at : at + size]))
+            if packet.opcode == 0 and len(packet.body) > NOTE_MAX:
+                raise HoldViolation(f"a note of {len(packet.body)} bytes")
+            yield packet
             at += size
         del self._rest[:at]
 

@@ -13,6 +13,7 @@ ROOT: Final = 1
 NAME_MAX: Final = 255
 _KEY_MAX: Final = 1024
 _PATHS_MAX: Final = 50_000
+_PATHS_BYTES: Final = 8 << 20
 
 
 def number(path: bytes) -> int:
@@ -75,30 +76,41 @@ Keep = Callable[[int, bytes | None], None]
 
 
 class Paths:
-    """Which path each number stands for: the last 50,000 that were asked for. What is forgotten is looked up again."""
+    """Which path each number stands for: the last 50,000, or 8 MiB of them, that were asked for.
+
+    What is forgotten is looked up again.
+    """
 
     def __init__(self, keep: Keep) -> None:
         self._keep = keep
         self._paths: OrderedDict[int, bytes] = OrderedDict()
+        self._size = 0
 
     def learn(self, noted: int, path: bytes) -> bool:
         """Take one that was noted before; False for a note that is not one of ours, or too many."""
-        if not is_path(path) or number(path) != noted or len(self._paths) >= _PATHS_MAX:
+        if not is_path(path) or number(path) != noted or self._full(len(path)):
             return False
+        if noted not in self._paths:
+            self._size += len(path)
         self._paths[noted] = path
         return True
+
+    def _full(self, more: int) -> bool:
+        return len(self._paths) >= _PATHS_MAX or self._size + more > _PATHS_BYTES
 
     def number(self, path: bytes) -> int:
         """The number of a path that the kernel is told of now."""
         found = number(path)
         if path:
             if found not in self._paths:
+                while self._full(len(path)):
+                    oldest, forgotten = self._paths.popitem(last=False)
+                    self._size -= len(forgotten)
+                    self._keep(oldest, None)
                 self._keep(found, path)
+                self._size += len(path)
             self._paths[found] = path
             self._paths.move_to_end(found)
-            if len(self._paths) > _PATHS_MAX:
-                oldest, _ = self._paths.popitem(last=False)
-                self._keep(oldest, None)
         return found
 
     def path(self, node: int) -> bytes | None:

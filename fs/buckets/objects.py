@@ -2,28 +2,46 @@
 
 Errors say what read(2) would: ENOENT, EACCES, ESTALE for an object that was replaced meanwhile, EIO for a bucket that
 does not answer.
+
+boto3 signs, tries again and follows a bucket to its region. What it would parse whole, it gets small: an answer of a
+few KiB, or of the bytes that were asked for. Pages of listings are taken apart here while they come (see
+`fs.buckets.pages`), and what is over with a sandbox is ended in whichever thread it goes on.
 """
 
 import errno
 import io
 import os
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import httpx
 
+from fs.buckets.pages import Facts, Page, PageInvalid, PageParser
+from fs.buckets.pages import facts as checked_facts
 from fs.errors import BucketFailed, ImageError
 from fs.guarded import Access, Guarded
 
 _LARGE: Final = 64 << 20
 _PART: Final = 32 << 20
-_ANSWER_MAX: Final = 64 << 20
+_DOCUMENT_MAX: Final = 64 << 10
+"""Bytes of an answer that boto3 parses."""
+
 _PIECE: Final = 1 << 18
 _LIST_MAX: Final = 200_000
+_LIST_BYTES_MAX: Final = 16 << 20
+_PAGES_MAX: Final = 2000
+_LIST_S: Final = 120.0
 _ATTEMPTS: Final = 3
 _READ_TIMEOUT_S: Final = 10.0
+_LISTS: Final = "ListObjectsV2"
+_READS: Final = frozenset({_LISTS, "GetObject"})
+"""What is asked for whoever reads, and is over with the sandbox; the rest stores what was written."""
+
+_RANGE: Final = re.compile(r"bytes=(\d+)-(\d+)")
 _ERRNO: Final = {
     "NoSuchKey": errno.ENOENT,
     "404": errno.ENOENT,
@@ -62,23 +80,6 @@ class Place:
     region: str = "us-east-1"
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """An object: bytes, moment of its last change in seconds since the epoch, and what tells its contents apart."""
-
-    size: int
-    mtime_s: int
-    etag: str
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """What lies directly below a folder: objects by key, and folders' keys, which end with a slash."""
-
-    objects: dict[str, Facts]
-    folders: list[str]
-
-
 class _Body(io.BytesIO):
     """As botocore reads an answer."""
 
@@ -91,9 +92,11 @@ class _Wire:
     """Sends botocore's requests over checked connections, in botocore's own `before-send`."""
 
     def __init__(self, access: Access) -> None:
-        self._http = Guarded(access, read_timeout_s=_READ_TIMEOUT_S)
+        self._reads = Guarded(access, read_timeout_s=_READ_TIMEOUT_S)
+        self._writes = Guarded(access, read_timeout_s=_READ_TIMEOUT_S)
+        self._local = threading.local()
 
-    def __call__(self, request: Any, **_: object) -> Any:
+    def __call__(self, request: Any, event_name: str, **_: object) -> Any:
         from botocore.awsrequest import AWSResponse
         from botocore.exceptions import EndpointConnectionError
 
@@ -101,20 +104,71 @@ class _Wire:
             name: value.decode("latin-1") if isinstance(value, bytes) else str(value)
             for name, value in request.headers.items()
         }
+        operation = event_name.rpartition(".")[2]
+        http = self._reads if operation in _READS else self._writes
+        if http.aborted:
+            raise _stopped()
+        asked = _RANGE.fullmatch(headers.get("Range", ""))
+        expected = int(asked[2]) - int(asked[1]) + 1 if asked is not None else _DOCUMENT_MAX
+        size = int(headers.get("Content-Length") or 0) + expected
+        self._local.page = None
         try:
-            with self._http.send(request.method, httpx.URL(request.url), headers, _content(request.body)) as answer:
-                body = _Body()
-                for piece in answer.iter_raw():
-                    body.write(piece)
-                    if body.tell() > _ANSWER_MAX:
-                        raise BucketFailed("the bucket answers with more than was asked for", errno=errno.EIO)
-                body.seek(0)
+            url = httpx.URL(request.url)
+            with http.send(request.method, url, headers, _content(request.body), size=size) as answer:
+                if operation == _LISTS and answer.status_code == httpx.codes.OK:
+                    self._local.page = _page(answer)
+                    body = _Body(b"<ListBucketResult/>")
+                else:
+                    body = _Body(_bounded(answer, expected if answer.is_success else _DOCUMENT_MAX))
                 return AWSResponse(request.url, answer.status_code, answer.headers, body)
         except httpx.HTTPError as error:  # botocore tries again after this one
+            if http.aborted:
+                raise _stopped() from error
             raise EndpointConnectionError(endpoint_url=str(error) or type(error).__name__) from error
 
+    def page(self) -> Page:
+        """What the request for a page brought that this thread made last."""
+        page: Page | None = self._local.page
+        if page is None:
+            raise BucketFailed("the bucket answers with no listing", errno=errno.EIO)
+        return page
+
+    def deadline(self, seconds: float) -> AbstractContextManager[None]:
+        """Let the reads that this thread makes inside the block take so long together."""
+        return self._reads.deadline(seconds)
+
+    def abort(self, *, writes: bool) -> None:
+        """End reads, and with writes all."""
+        self._reads.abort()
+        if writes:
+            self._writes.abort()
+
     def close(self) -> None:
-        self._http.close()
+        self._reads.close()
+        self._writes.close()
+
+
+def _stopped() -> BucketFailed:
+    return BucketFailed("nobody reads from the bucket any more", errno=errno.ECANCELED)
+
+
+def _bounded(answer: httpx.Response, most: int) -> bytes:
+    body = bytearray()
+    for piece in answer.iter_raw():
+        body += piece
+        if len(body) > most:
+            raise BucketFailed("the bucket answers with more than was asked for", errno=errno.EIO)
+    return bytes(body)
+
+
+def _page(answer: httpx.Response) -> Page:
+    parser = PageParser()
+    try:
+        for piece in answer.iter_raw():
+            parser.feed(piece)
+        return parser.page()
+    except PageInvalid as error:
+        raise BucketFailed(f"the bucket answers with no listing: {error}", errno=errno.EIO) from error
 
 
 def _content(body: Any) -> Iterator[bytes] | bytes | None:
@@ -170,8 +224,13 @@ class Objects:
         self._wire = _Wire(access)
         self._client.meta.events.register("before-send.s3", self._wire)
 
+    def abort(self, *, writes: bool) -> None:
+        """End what reads in other threads, with writes also what stores something, and begin nothing of it any more."""
+        self._wire.abort(writes=writes)
+
     def close(self) -> None:
         """Close its connections."""
+        self.abort(writes=True)
         self._client.close()
         self._wire.close()
 
@@ -192,9 +251,10 @@ class Objects:
     def _failed(self, what: str, number: int) -> BucketFailed:
         return BucketFailed(f"bucket {self.place.bucket} {what}", errno=number, hint="see its name, keys and endpoint")
 
-    def check(self) -> None:
-        """Whether it can be listed."""
-        self._call("list_objects_v2", Prefix=self.place.prefix, MaxKeys=1)
+    def check(self, within_s: float) -> None:
+        """Whether it can be listed, within so many seconds."""
+        with self._wire.deadline(within_s):
+            self._call("list_objects_v2", Prefix=self.place.prefix, MaxKeys=1)
 
     def head(self, key: str) -> Facts | None:
         """What an object is; None if there is none."""
@@ -207,24 +267,33 @@ class Objects:
 
     def has_below(self, folder: str, *, besides: str = "") -> bool:
         """Whether there is any object whose key begins so (it ends with a slash), other than that one."""
-        found = self._call("list_objects_v2", Prefix=folder, MaxKeys=2)
-        return any(each["Key"] != besides for each in found.get("Contents", []))
+        self._call("list_objects_v2", Prefix=folder, MaxKeys=2)
+        return any(key != besides for key, _ in self._wire.page().objects)
 
-    def list(self, folder: str) -> Listing:
-        """What lies directly below a folder ("" or with a slash at its end); EFBIG beyond 200,000 names."""
-        objects: dict[str, Facts] = {}
-        folders: list[str] = []
-        more: dict[str, str] = {}
-        while True:
-            found = self._call("list_objects_v2", Prefix=folder, Delimiter="/", **more)
-            for each in found.get("Contents", []):
-                objects[str(each["Key"])] = _facts(each)
-            folders += [str(each["Prefix"]) for each in found.get("CommonPrefixes", [])]
-            if len(objects) + len(folders) > _LIST_MAX:
-                raise self._failed(f"holds more than {_LIST_MAX} names in {folder or '/'}", errno.EFBIG)
-            if not found.get("IsTruncated"):
-                return Listing(objects, folders)
-            more = {"ContinuationToken": found["NextContinuationToken"]}
+    def pages(self, folder: str) -> Generator[Page, None, None]:
+        """What lies directly below a folder ("" or with a slash at its end), page by page.
+
+        EFBIG beyond 200,000 names, 16 MiB of names or 2,000 pages; EIO for a listing that goes in a circle or takes
+        more than two minutes.
+        """
+        names, size, more = 0, 0, ""
+        with self._wire.deadline(_LIST_S):
+            for _ in range(_PAGES_MAX):
+                goes_on = {"ContinuationToken": more} if more else {}
+                self._call("list_objects_v2", Prefix=folder, Delimiter="/", **goes_on)
+                page = self._wire.page()
+                names += len(page.objects) + len(page.folders)
+                size += sum(len(key) for key, _ in page.objects) + sum(map(len, page.folders))
+                if names > _LIST_MAX or size > _LIST_BYTES_MAX:
+                    most = f"{_LIST_MAX} names or {_LIST_BYTES_MAX >> 20} MiB of names"
+                    raise self._failed(f"holds more than {most} in {folder or '/'}", errno.EFBIG)
+                yield page
+                if not page.more:
+                    return
+                if page.more == more:
+                    raise self._failed(f"lists {folder or '/'} in a circle", errno.EIO)
+                more = page.more
+        raise self._failed(f"needs more than {_PAGES_MAX} pages for {folder or '/'}", errno.EFBIG)
 
     def read(self, key: str, offset: int, length: int, etag: str) -> bytes:
         """A part of an object as it was when it had that etag; ESTALE if it was replaced."""
@@ -287,8 +356,10 @@ class _Kept(io.RawIOBase):
 
 
 def _facts(raw: Any) -> Facts:
-    size = raw["ContentLength"] if "ContentLength" in raw else raw["Size"]
-    return Facts(int(size), int(raw["LastModified"].timestamp()), str(raw.get("ETag", "")))
+    try:
+        return checked_facts(int(raw["ContentLength"]), raw["LastModified"].timestamp(), str(raw.get("ETag", "")))
+    except (PageInvalid, KeyError, AttributeError, OverflowError) as error:
+        raise BucketFailed(f"the bucket does not say what an object is: {error}", errno=errno.EIO) from error
 
 
 _making: Final = threading.Lock()

@@ -1,9 +1,14 @@
-"""An object, read at any offset: what is read straight on is fetched ahead, in ever larger parts."""
+"""An object, read at any offset: what is read straight on is fetched ahead, in ever larger parts.
+
+What all readers of a sandbox hold is bounded (`fs.buckets.share.Ahead`): a part that had to go is fetched again.
+"""
 
 from concurrent.futures import Executor, Future
 from typing import Final
 
-from fs.buckets.objects import Facts, Objects
+from fs.buckets.objects import Objects
+from fs.buckets.pages import Facts
+from fs.buckets.share import Ahead
 
 _FIRST: Final = 256 << 10
 _LARGEST: Final = 8 << 20
@@ -12,11 +17,12 @@ _LARGEST: Final = 8 << 20
 class Reader:
     """One open file. It may be used by one thread at a time; parts are fetched by the executor's."""
 
-    def __init__(self, objects: Objects, key: str, facts: Facts, executor: Executor) -> None:
+    def __init__(self, objects: Objects, key: str, facts: Facts, executor: Executor, ahead: Ahead) -> None:
         self._objects = objects
         self._key = key
         self.facts = facts
         self._executor = executor
+        self._ahead = ahead
         self._parts: list[tuple[int, int, Future[bytes]]] = []
         """Those at hand or coming, two at most: offset, length, bytes."""
         self._next = 0
@@ -28,6 +34,7 @@ class Reader:
         end = min(offset + length, self.facts.size)
         while offset < end:
             begin, _, part = self._part(offset)
+            self._ahead.hold(self, sum(length for _, length, _ in self._parts), self._forget)
             data = part.result()
             piece = data[offset - begin : end - begin]
             if not piece:  # shorter than it was said to be
@@ -37,22 +44,28 @@ class Reader:
         return bytes(found)
 
     def _part(self, offset: int) -> tuple[int, int, Future[bytes]]:
-        for at, part in enumerate(self._parts):
+        parts = self._parts  # another thread may forget them meanwhile
+        for at, part in enumerate(parts):
             if part[0] <= offset < part[0] + part[1]:
-                del self._parts[:at]
+                parts = parts[at:]
                 break
         else:
             self._step = min(self._step * 2, _LARGEST) if offset == self._next else _FIRST
-            self._parts = [self._fetch(offset)]
-        here = self._parts[0]
+            parts = [self._fetch(offset)]
+        here = parts[0]
         if part_failed(here[2]):
             self._parts = [self._fetch(offset)]
             return self._parts[0]
         self._next = here[0] + here[1]
-        if len(self._parts) < 2 and self._next < self.facts.size and offset >= here[0] + here[1] // 2:
+        if len(parts) < 2 and self._next < self.facts.size and offset >= here[0] + here[1] // 2:
             self._step = min(self._step * 2, _LARGEST)
-            self._parts.append(self._fetch(self._next))
+            parts = [*parts, self._fetch(self._next)]
+        self._parts = parts
         return here
+
+    def _forget(self) -> None:
+        """Others need the room: who waits for a part has it still."""
+        self._parts = []
 
     def _fetch(self, offset: int) -> tuple[int, int, Future[bytes]]:
         size = min(self._step, self.facts.size - offset)
@@ -64,6 +77,7 @@ class Reader:
         for _, _, part in self._parts:
             part.cancel()
         self._parts = []
+        self._ahead.hold(self, 0, self._forget)
 
 
 def part_failed(part: "Future[bytes]") -> bool:

@@ -26,8 +26,10 @@ import structlog
 from common.tasks import TaskOwner
 from fs import fuse
 from fs.buckets import hold, names
-from fs.buckets.objects import Facts, Objects
+from fs.buckets.objects import Objects
+from fs.buckets.pages import Facts
 from fs.buckets.reader import Reader
+from fs.buckets.share import Share
 from fs.buckets.spools import Spool, SpoolFull, Spools
 from fs.buckets.tree import Tree
 from fs.buckets.writing import Writing
@@ -40,15 +42,20 @@ _HERE_MAX: Final = 64 << 10
 
 _VALID_S: Final = 1
 _ANSWERS_KEPT: Final = 256
-_FOLDERS_MAX: Final = 1024
 _OPEN_MAX: Final = 4096
 """Files: of those that are open, and of notes about what an earlier server opened."""
+
+_NOTED_BYTES: Final = 4 << 20
+"""Of all such notes, which are the guest's word."""
 
 _TOLD_AGAIN_S: Final = 10.0
 _TOLD_MAX: Final = 16
 _HANDLE: Final = 1 << 63
 _PLENTY_BLOCKS: Final = 1 << 38
 _CHANGES: Final = frozenset({fuse.CREATE, fuse.MKDIR, fuse.UNLINK, fuse.RMDIR, fuse.RENAME, fuse.SETATTR, fuse.OPEN})
+
+_READS: Final = frozenset({fuse.LOOKUP, fuse.GETATTR, fuse.READ, fuse.OPENDIR, fuse.READDIR, fuse.STATFS, fuse.ACCESS})
+"""What nobody waits for any more once the sandbox has ended."""
 
 
 class Connection(Protocol):
@@ -69,7 +76,6 @@ class _Handle:
     reader: Reader | None = None
     spool: Spool | None = None
     writes: bool = False
-    listing: list[tuple[bytes, int, bool]] = field(default_factory=list)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -91,23 +97,29 @@ class Server:
         on_failure: Callable[[str, str], None],
         requests: Executor,
         fetches: Executor,
+        share: Share,
     ) -> None:
         """on_failure hears of a path and what became of it; owner is the user whose files they are.
 
-        Fetches must be other threads than requests, which wait for them.
+        Fetches must be other threads than requests, which wait for them. The share is its sandbox's.
         """
+        self._objects = objects
+        self._share = share
         self._read_only = read_only
         self._owner = owner
         self._on_failure = on_failure
         self._told: dict[tuple[str, str], float] = {}
-        self._tree = Tree(objects, requests, fetches)
+        self._tree = Tree(objects, requests, fetches, share)
         self._writing = Writing(self._tree, spools, is_open=self._is_open, on_failure=on_failure)
         self._outbox: list[bytes] = []
         self._paths = names.Paths(self._note)
         self._handles: dict[int, _Handle] = {}
-        self._noted: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        self._folders: set[int] = set()
+        self._noted: OrderedDict[int, bytes] = OrderedDict()
+        self._noted_bytes = 0
         self._answers: OrderedDict[int, asyncio.Task[bytes]] = OrderedDict()
         self._tasks = TaskOwner()
+        self._reading = TaskOwner()
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._connection: Connection | None = None
         self._sending = asyncio.Lock()
@@ -126,7 +138,9 @@ class Server:
                         self._hear_note(packet)
                     else:
                         await self._places.acquire()
-                        self._tasks.spawn(self._answer(connection, packet), name=f"fuse {packet.opcode}")
+                        size = await self._take_room(packet)
+                        owner = self._reading if packet.opcode in _READS else self._tasks
+                        owner.spawn(self._answer(connection, packet, size), name=f"fuse {packet.opcode}")
         finally:
             self._connection = None
             self._pong.set()
@@ -135,21 +149,41 @@ class Server:
         if packet.unique:
             self._pong.set()
         elif packet.node & _HANDLE:
-            try:
-                noted = json.loads(packet.body)
-            except (ValueError, RecursionError):
-                return
-            if isinstance(noted, dict) and packet.node not in self._handles:
-                self._noted[packet.node] = noted
-                if len(self._noted) > _OPEN_MAX:
-                    self._noted.popitem(last=False)
+            if packet.node not in self._handles:
+                self._take_note(packet.node)
+                self._noted[packet.node] = packet.body
+                self._noted_bytes += len(packet.body)
+                while len(self._noted) > _OPEN_MAX or self._noted_bytes > _NOTED_BYTES:
+                    self._take_note(next(iter(self._noted)))
         elif packet.node:
             self._paths.learn(packet.node, packet.body)
+
+    def _take_note(self, number: int) -> dict[str, Any]:
+        """Take what was noted of an open file; empty for what is no note of ours."""
+        body = self._noted.pop(number, b"")
+        self._noted_bytes -= len(body)
+        try:
+            noted = json.loads(body)
+        except (ValueError, RecursionError):
+            return {}
+        return noted if isinstance(noted, dict) else {}
 
     def _note(self, key: int, text: bytes | None) -> None:
         self._outbox.append(hold.note(key, text))
 
-    async def _answer(self, connection: Connection, request: fuse.Request) -> None:
+    async def _take_room(self, packet: fuse.Request) -> int:
+        """Wait for room for a question and its answer: how much that is."""
+        size = len(packet.body)
+        if packet.opcode in (fuse.READ, fuse.READDIR) and size >= fuse.READ_SIZE:
+            size += packet.range[1]
+        try:
+            await self._share.in_flight.take(size)
+        except BaseException:
+            self._places.release()
+            raise
+        return size
+
+    async def _answer(self, connection: Connection, request: fuse.Request, size: int) -> None:
         try:
             answer = await self._once(request)
             if connection is not self._connection:  # whoever comes next is asked again
@@ -158,6 +192,7 @@ class Server:
                 notes, self._outbox = self._outbox, []
                 await connection.send(b"".join((*notes, answer)))
         finally:
+            self._share.in_flight.give(size)
             self._places.release()
 
     async def _once(self, request: fuse.Request) -> bytes:
@@ -225,11 +260,10 @@ class Server:
             case fuse.OPENDIR:
                 return await self._open_folder(request)
             case fuse.READDIR:
-                offset, room = request.range
-                listing = self._handle(request.handle).listing
-                return fuse.entries(request, listing[offset:], offset, room)
+                return self._read_folder(request)
             case fuse.RELEASEDIR:
-                self._handles.pop(request.handle, None)
+                self._folders.discard(request.handle)
+                self._share.folders.close(request.handle)
                 return fuse.reply(request)
             case fuse.MKDIR | fuse.UNLINK | fuse.RMDIR | fuse.RENAME:
                 await self._change(request)
@@ -301,7 +335,7 @@ class Server:
         if (known := self._handles.get(number)) is not None:
             return known
         self._may_open()
-        found = self._handle_again(self._noted.pop(number, {}))
+        found = self._handle_again(self._take_note(number))
         if found is None:
             raise _refused(errno.ESTALE)
         self._handles[number] = found
@@ -399,16 +433,18 @@ class Server:
 
     async def _open_folder(self, request: fuse.Request) -> bytes:
         path = self._path(request.node)
-        written = self._writing.names_in(path)  # what becomes an object meanwhile may be in neither
-        inside = await self._tree.list(path) | dict.fromkeys(written | self._writing.names_in(path), False)
-        dots = [(b".", names.number(path), True), (b"..", names.number(names.parent(path)), True)]
-        listing = [(name, names.number(names.join(path, name)), folder) for name, folder in sorted(inside.items())]
+        folder = await self._tree.open_folder(path, lambda: self._writing.names_in(path))
         number = secrets.randbits(62) | 1 | _HANDLE
-        self._handles[number] = _Handle(path, listing=dots + listing)
-        folders_open = [each for each, handle in self._handles.items() if handle.listing]
-        if len(folders_open) > _FOLDERS_MAX:
-            self._handles.pop(folders_open[0])
+        self._folders.add(number)
+        self._share.folders.open(number, folder)
+        self._folders &= set(self._share.folders)
         return fuse.opened(request, number)
+
+    def _read_folder(self, request: fuse.Request) -> bytes:
+        folder = self._share.folders.get(request.handle) if request.handle in self._folders else None
+        if folder is None:
+            raise _refused(errno.EISDIR if request.handle in self._handles else errno.ESTALE)
+        return fuse.reply(request, folder.read(*request.range))
 
     async def _change(self, request: fuse.Request) -> None:
         self._may_write()
@@ -470,13 +506,22 @@ class Server:
             except TimeoutError:
                 _log.info("a mount does not answer; what it has not said is lost")
 
+    async def leave(self) -> None:
+        """Nobody asks any more: end what is read, also in threads, and keep on storing what was closed."""
+        self._objects.abort(writes=False)
+        await self._reading.cancel()
+
     async def stored(self) -> None:
         """Wait until what was closed is stored, or given up."""
         await self._tasks.finished()
 
     async def close(self) -> None:
-        """Answer nobody any more."""
+        """Answer nobody any more, and end what goes on in threads."""
+        self._objects.abort(writes=True)
+        await self._reading.cancel()
         await self._tasks.cancel()
+        for number in self._folders:
+            self._share.folders.close(number)
         for handle in self._handles.values():
             if handle.reader is not None:
                 handle.reader.close()

@@ -29,18 +29,21 @@ class SpoolFull(IsoboxError):
 
 
 class Budget:
-    """The bytes that all spools of a machine may take together."""
+    """The bytes that all spools of a machine may take together, or those of one sandbox, a part of the machine's."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, whole: "Budget | None" = None) -> None:
+        self.limit = limit
+        self._whole = whole
         self._used = 0
         self._lock = threading.Lock()
 
     def take(self, size: int) -> None:
         """SpoolFull beyond the limit; a negative size gives back."""
         with self._lock:
-            if size > 0 and self._used + size > self._limit:
-                raise SpoolFull(f"files that are being written take {self._limit >> 20} MiB already")
+            if size > 0 and self._used + size > self.limit:
+                raise SpoolFull(f"files that are being written take {self.limit >> 20} MiB already")
+            if self._whole is not None:
+                self._whole.take(size)
             self._used += size
 
 

@@ -10,7 +10,7 @@ import structlog
 
 from fs import fuse
 from fs.buckets import names
-from fs.buckets.objects import Facts
+from fs.buckets.pages import Facts
 from fs.buckets.spools import Spool, Spools
 from fs.buckets.tree import Tree
 from fs.errors import BucketFailed

@@ -5,20 +5,24 @@ Sources: OCI image-spec, image-layout.md; moby/image/spec v1.2 (manifest.json).
 """
 
 import hashlib
-import json
+import io
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
+from fs import documents
 from fs.errors import ImageInvalid
+from fs.oci.layers import DAMAGED
 
-_DOCUMENT_MAX: Final = 8 << 20
 _MEMBERS_MAX: Final = 10_000
+_HEADERS_MAX: Final = 32 << 20
+"""Bytes of all headers of an image's archive, which are kept."""
+
 _DIGEST: Final = re.compile(r"sha256:([0-9a-f]{64})")
 _PIECE: Final = 1 << 20
 
@@ -40,12 +44,13 @@ class Layer:
     digest: str | None
 
     @contextmanager
-    def open(self) -> Iterator[BinaryIO]:
-        """Its bytes as they lie there, checked first."""
+    def open(self, check: Callable[[], None]) -> Iterator[BinaryIO]:
+        """Its bytes as they lie there, checked first; `check` raises once nobody wants them any more."""
         if self.digest is not None:
             with self._opened() as file:
                 found = hashlib.sha256()
                 while piece := file.read(_PIECE):
+                    check()
                     found.update(piece)
             if f"sha256:{found.hexdigest()}" != self.digest:
                 raise ImageInvalid(f"layer {self.title} is not what its digest says", hint="the archive is damaged")
@@ -78,7 +83,7 @@ def saved_image(path: Path) -> Iterator[Saved | None]:
             if file.read(512)[257:262] != b"ustar":  # compressed: only a root file system is
                 yield None
                 return
-            members = _Archive(stack.enter_context(_open(path)))
+            members = stack.enter_context(_open(file))
         if (raw := _document(members, "manifest.json")) is not None and not _document(members, "oci-layout"):
             yield _docker(members, raw)
         elif _document(members, "oci-layout") is not None:
@@ -88,12 +93,43 @@ def saved_image(path: Path) -> Iterator[Saved | None]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[tarfile.TarFile]:
+def _open(file: BinaryIO) -> Iterator["_Archive"]:
     try:
-        with tarfile.open(path, "r:") as archive:
-            yield archive
-    except tarfile.TarError as error:
+        reading = _Headers(file)
+        with tarfile.open(fileobj=reading, mode="r:") as archive:
+            members = _Archive(archive)
+            reading.left = None
+            yield members
+    except DAMAGED as error:
         raise ImageInvalid(f"the archive is damaged: {error}", hint="it is cut short, or no tar archive") from error
+
+
+class _Headers(io.RawIOBase):
+    """A file of which no more than so many bytes are `left` to be read, as long as it is headers that are read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.left: int | None = _HEADERS_MAX
+        file.seek(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.left is not None:
+            if size is None or not 0 <= size <= self.left:
+                raise ImageInvalid("the archive has headers of many MiB", hint="it is damaged, or made to do harm")
+            self.left -= size
+        return self._file.read(-1 if size is None else size)
 
 
 class _Archive:
@@ -117,6 +153,8 @@ class _Archive:
             member = self._found.get(member.linkname) or self._found.get(target)
         if member is None or not member.isreg():
             return None
+        if member.issparse():  # it would have any number of bytes
+            raise ImageInvalid(f"{name[:80]} is a sparse file", hint="no program that saves images writes one")
         return self._archive.extractfile(member)  # type: ignore[return-value]  # it reads
 
 
@@ -138,15 +176,10 @@ def _document(members: Members, name: str, digest: str | None = None) -> Any:
     if file is None:
         return None
     with file:
-        raw = file.read(_DOCUMENT_MAX + 1)
-    if len(raw) > _DOCUMENT_MAX:
-        raise ImageInvalid(f"{name} is longer than {_DOCUMENT_MAX >> 20} MiB")
+        raw = file.read(documents.BYTES_MAX + 1)
     if digest is not None and f"sha256:{hashlib.sha256(raw).hexdigest()}" != digest:
         raise ImageInvalid(f"{name} is not what its digest says", hint="the archive is damaged")
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise ImageInvalid(f"{name} is no JSON", hint="the archive is damaged") from error
+    return documents.read(raw, name)
 
 
 def _docker(members: Members, raw: Any) -> Saved:
@@ -156,7 +189,7 @@ def _docker(members: Members, raw: Any) -> Saved:
         config = _document(members, str(raw[0]["Config"]))
         names = [str(name) for name in raw[0]["Layers"]]
         return Saved(dict(config), tuple(Layer(name[:80], members, name, None) for name in names))
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise ImageInvalid("manifest.json does not say where the layers are") from error
 
 
@@ -174,7 +207,7 @@ def _layout(members: Members) -> Saved:
         config = _document(members, *_blob(manifest["config"]))
         blobs = [_blob(each) for each in manifest["layers"]]
         return Saved(dict(config), tuple(Layer(digest[:19], members, name, digest) for name, digest in blobs))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ImageInvalid("the layout does not say where the layers are", hint="it is damaged") from error
 
 

@@ -6,7 +6,6 @@ Source: OCI distribution-spec; the token protocol of distribution/docs/spec/auth
 
 import base64
 import hashlib
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from urllib.parse import urlencode, urljoin
 
 import httpx
 
+from fs import documents
 from fs.errors import ImageError, ImageInvalid, StoreUnreachable, UnknownImage
 from fs.guarded import Access, Guarded
 from fs.oci.reference import Reference
@@ -31,7 +31,11 @@ LAYER: Final = "application/vnd.oci.image.layer.v1.tar+gzip"
 _DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 _DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 _ACCEPTED: Final = ", ".join((INDEX, MANIFEST, _DOCKER_LIST, _DOCKER_MANIFEST))
-_DOCUMENT_MAX: Final = 8 << 20
+_TOKEN_MAX: Final = 16 << 10
+_ANSWER_MAX: Final = 256 << 10
+"""Bytes of an answer that is no document, or one with a token."""
+
+_TOKEN: Final = re.compile(r"[\x21-\x7e]*")
 _ATTEMPTS: Final = 5
 _FIRST_PAUSE_S: Final = 0.2
 _PIECE: Final = 1 << 20
@@ -84,6 +88,10 @@ class Registry(AbstractContextManager["Registry"]):
     ) -> None:
         self._http.close()
 
+    def abort(self) -> None:
+        """End what goes on in other threads, and begin nothing more."""
+        self._http.abort()
+
     # ---- requests
 
     def _headers(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -92,6 +100,7 @@ class Registry(AbstractContextManager["Registry"]):
     def _document(self, url: str, headers: Mapping[str, str]) -> tuple[bytes, httpx.Headers]:
         """A small document, with patience."""
         for attempt in range(_ATTEMPTS):
+            self._progress.check()
             try:
                 with self._http.stream("GET", url, headers=self._headers(headers)) as answer:
                     if answer.status_code == httpx.codes.UNAUTHORIZED and self._log_in(answer, "pull"):
@@ -99,7 +108,7 @@ class Registry(AbstractContextManager["Registry"]):
                     if answer.status_code in _TRY_AGAIN:
                         raise _Broken(f"{self._reference.host} answers {answer.status_code}")
                     self._check(answer)
-                    return _bounded(answer, _DOCUMENT_MAX), answer.headers
+                    return _bounded(answer, documents.BYTES_MAX), answer.headers
             except (_Broken, StoreUnreachable) as error:
                 if attempt == _ATTEMPTS - 1:
                     raise StoreUnreachable(str(error), hint="try again later") from error
@@ -135,8 +144,11 @@ class Registry(AbstractContextManager["Registry"]):
                     f"{self._reference.host} gives no access to {self._reference.repository} ({given.status_code})",
                     hint="see its user and password",
                 )
-            token = _json(_bounded(given, _DOCUMENT_MAX))
-        self._authorization = f"Bearer {token.get('token') or token.get('access_token') or ''}"
+            raw = _json(_bounded(given, _ANSWER_MAX))
+        token = str(raw.get("token") or raw.get("access_token") or "")
+        if len(token) > _TOKEN_MAX or not _TOKEN.fullmatch(token):
+            raise ImageInvalid(f"{self._reference.host} gives a token that cannot be sent")
+        self._authorization = f"Bearer {token}"
         return True
 
     # ---- pulling
@@ -193,7 +205,9 @@ class Registry(AbstractContextManager["Registry"]):
     def _download_more(self, blob: Blob, file: Any) -> None:
         begin = file.tell()
         headers = self._headers({"Range": f"bytes={begin}-"} if begin else {})
-        with self._http.stream("GET", f"{self._base}blobs/{blob.digest}", headers=headers) as answer:
+        url, left = f"{self._base}blobs/{blob.digest}", blob.size - begin
+        self._progress.check()
+        with self._http.stream("GET", url, headers=headers, size=left) as answer:
             if answer.status_code == httpx.codes.UNAUTHORIZED and self._log_in(answer, "pull"):
                 raise _Broken("log in")
             if answer.status_code in _TRY_AGAIN:
@@ -225,7 +239,8 @@ class Registry(AbstractContextManager["Registry"]):
         with source.open("rb") as file:
             pieces = iter(lambda: file.read(_PIECE), b"")
             url = f"{place}{mark}digest={digest}"
-            with self._http.stream("PUT", url, headers=self._headers(headers), content=pieces) as answer:
+            size = source.stat().st_size
+            with self._http.stream("PUT", url, headers=self._headers(headers), content=pieces, size=size) as answer:
                 self._check(answer)
 
     def put_manifest(self, body: bytes) -> str:
@@ -242,13 +257,12 @@ class Registry(AbstractContextManager["Registry"]):
         with self._http.stream(method, url, headers=self._headers(headers), content=body) as answer:
             again = answer.status_code == httpx.codes.UNAUTHORIZED and self._log_in(answer, "push")
             if not again:
-                answer.read()
-                return _Read(answer)
+                return _Read(answer)  # nobody looks at more than its head
         return self._http.stream(method, url, headers=self._headers(headers), content=body)
 
 
 class _Read(AbstractContextManager[httpx.Response]):
-    """An answer that was read already."""
+    """An answer whose head was read already."""
 
     def __init__(self, answer: httpx.Response) -> None:
         self._answer = answer
@@ -261,19 +275,17 @@ class _Read(AbstractContextManager[httpx.Response]):
 
 
 def _bounded(answer: httpx.Response, most: int) -> bytes:
+    """An answer's bytes as they come: whoever compressed them was not asked to."""
     found = bytearray()
-    for piece in answer.iter_bytes():
+    for piece in answer.iter_raw():
         found += piece
         if len(found) > most:
-            raise ImageInvalid(f"the registry's answer is longer than {most >> 20} MiB")
+            raise ImageInvalid(f"the registry's answer is longer than {most >> 10} KiB")
     return bytes(found)
 
 
 def _json(body: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ImageInvalid("the registry's answer is no JSON") from error
+    found = documents.read(body, "the registry's answer")
     if not isinstance(found, dict):
         raise ImageInvalid("the registry's answer is no JSON object")
     return found
@@ -283,11 +295,15 @@ def _for_this_machine(index: dict[str, Any], name: str) -> str:
     """Out of an index, the digest of the manifest for Linux on x86-64."""
     kinds = []
     for each in index["manifests"] if isinstance(index["manifests"], list) else []:
-        platform = each.get("platform") or {} if isinstance(each, dict) else {}
+        platform = each.get("platform") if isinstance(each, dict) else None
+        if not isinstance(platform, dict):
+            platform = {}
         kinds.append(f"{platform.get('os')}/{platform.get('architecture')}")
         if kinds[-1] == "linux/amd64":
             return Blob.of(each).digest
-    raise ImageInvalid(f"{name} is not made for linux/amd64", hint=f"it is made for: {', '.join(kinds) or 'nothing'}")
+    raise ImageInvalid(
+        f"{name} is not made for linux/amd64", hint=f"it is made for: {', '.join(kinds)[:500] or 'nothing'}"
+    )
 
 
 def layers_of(manifest: dict[str, Any]) -> Iterator[Blob]:

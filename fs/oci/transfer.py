@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -27,14 +28,16 @@ def pull(
     access: Access,
     tree: Tree,
     sink: Sink,
+    reserve: Callable[[int], AbstractContextManager[None]],
     *,
     limits: Limits,
     credentials: str | None = None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Fetch an image and lay its layers into a tree: its config."""
+    """Fetch an image and lay its layers into a tree: its config. reserve makes room for so many bytes of them."""
     with (
         Registry(reference, access, progress, credentials=credentials) as remote,
+        progress.stopping(remote.abort),
         tempfile.TemporaryDirectory(prefix="isobox-pull-") as folder,
     ):
         manifest, digest = remote.manifest()
@@ -45,7 +48,7 @@ def pull(
             raise ImageInvalid(f"{reference} has {len(layers)} layers of {total >> 20} MiB", hint="that is too much")
         raw = remote.config(registry.Blob.of(manifest["config"]))
         expected = config.diff_ids(raw)
-        with ThreadPoolExecutor(_DOWNLOADS) as pool:
+        with reserve(total), ThreadPoolExecutor(_DOWNLOADS) as pool:
             files = [Path(folder) / str(number) for number in range(len(layers))]
             coming = [pool.submit(remote.download, *each) for each in zip(layers, files, strict=True)]
             try:
@@ -53,7 +56,7 @@ def pull(
                     done.result()
                     progress.say(f"layer {number + 1} of {len(layers)}: {layer.digest[7:19]}, {layer.size >> 10} KiB")
                     with file.open("rb") as opened:
-                        _lay(opened, tree, sink, limits, expected, number, layer.digest[:19])
+                        _lay(opened, tree, sink, limits, expected, number, layer.digest[:19], progress)
                     file.unlink()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -66,15 +69,22 @@ def load(saved: Saved, tree: Tree, sink: Sink, *, limits: Limits, progress: Prog
     expected = config.diff_ids(saved.config)
     for number, layer in enumerate(saved.layers):
         progress.say(f"layer {number + 1} of {len(saved.layers)}: {layer.title}")
-        with layer.open() as opened:
-            _lay(opened, tree, sink, limits, expected, number, layer.title)
+        with layer.open(progress.check) as opened:
+            _lay(opened, tree, sink, limits, expected, number, layer.title, progress)
     return config.read(saved.config)
 
 
 def _lay(
-    opened: BinaryIO, tree: Tree, sink: Sink, limits: Limits, expected: list[str], number: int, title: str
+    opened: BinaryIO,
+    tree: Tree,
+    sink: Sink,
+    limits: Limits,
+    expected: list[str],
+    number: int,
+    title: str,
+    progress: Progress,
 ) -> None:
-    found = apply(opened, tree, sink, limits=limits, keep_setuid=False)
+    found = apply(opened, tree, sink, limits=limits, keep_setuid=False, check=progress.check)
     if number < len(expected) and found != expected[number]:
         raise ImageInvalid(f"layer {title} is not what the image's config says", hint="it is damaged")
 
@@ -92,6 +102,7 @@ def push(
     """Send a tree as an image of one layer: the digest of its manifest."""
     with (
         Registry(reference, access, progress, credentials=credentials) as remote,
+        progress.stopping(remote.abort),
         tempfile.TemporaryDirectory(prefix="isobox-push-") as folder,
     ):
         layer, described = Path(folder) / "layer", Path(folder) / "config"

@@ -6,17 +6,29 @@ Keys: `packs/ID`, `images/DIGEST` (recipes), `names/NAME` (what a name means), a
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
 from fs.errors import StoreCorrupt, StoreFull, StoreUnreachable
 
 _AGAIN: Final = "pull or build the image again"
+DOCUMENT_MAX: Final = 256 << 20
+"""Bytes of a recipe: that of two million names has 100 MiB."""
 
 
 def cannot_write(error: OSError) -> StoreFull:
     """What the disk's refusal means."""
     return StoreFull(f"the store cannot write: {error.strerror}", hint="free disk space, or prune images")
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """A full disk, and whatever else a file's system refuses, as StoreFull."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreFull(f"{what}: {error.strerror or error}", hint="free disk space") from error
 
 
 class Backend(Protocol):
@@ -29,7 +41,7 @@ class Backend(Protocol):
         """
 
     def get(self, key: str) -> bytes | None:
-        """All of it; None if there is no such key."""
+        """All of it, at most DOCUMENT_MAX bytes; None if there is no such key."""
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         """That part of it, shorter only at its end; StoreCorrupt if there is no such key."""

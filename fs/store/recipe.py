@@ -18,6 +18,7 @@ import zstandard
 
 from fs.erofs import Layout, Placed
 from fs.errors import StoreCorrupt
+from fs.store import chunks
 from fs.tree import Piece
 
 _MAGIC: Final = b"isobox recipe 1\n"
@@ -99,6 +100,8 @@ def _decode(stored: bytes) -> Recipe:
     for offset, length, digest, number, begin, stored_length in _ROW.iter_unpack(raw[at:]):
         if offset < end or offset + length > size:
             raise ValueError("pieces out of order")
+        if length > chunks.MAX or stored_length > 2 * chunks.MAX:
+            raise ValueError("a piece larger than any that is made")
         end = offset + length
         placed.append(Placed(offset, Piece(digest, length)))
         locations.append(Location(packs[number], begin, stored_length))

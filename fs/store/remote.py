@@ -1,7 +1,8 @@
 """Stores elsewhere: an S3 bucket, another isobox node, a folder. Opened by their URL."""
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
@@ -10,11 +11,17 @@ from urllib.parse import quote, urlsplit
 import urllib3
 
 from fs.errors import ImageInvalid, StoreCorrupt, StoreUnreachable
-from fs.store.backend import Backend, Directory
+from fs.store.backend import DOCUMENT_MAX, Backend, Directory
 
 _CONNECT_S: Final = 5.0
 _READ_S: Final = 8.0
 _CONNECTIONS: Final = 16
+_PIECE: Final = 1 << 16
+_WHOLE_S: Final = 30.0
+_WHOLE_BYTES_S: Final = 64 << 10
+"""Bytes a second that an answer makes at least, beside the first half minute."""
+
+_PAGES_MAX: Final = 10_000
 _AGAIN: Final = "pull or publish the image again"
 
 
@@ -78,19 +85,22 @@ class Bucket:
     def get(self, key: str) -> bytes | None:
         """See Backend."""
         found = self._call("get_object", key)
-        return None if found is None else bytes(found["Body"].read())
+        return None if found is None else self._body(found, DOCUMENT_MAX)
+
+    def _body(self, found: Any, most: int) -> bytes:
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            return _bounded(found["Body"].iter_chunks(_PIECE), most, f"the bucket {self._bucket}")
+        except (BotoCoreError, urllib3.exceptions.HTTPError) as error:
+            raise StoreUnreachable(f"the bucket {self._bucket} broke off: {error}") from error
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         """See Backend."""
-        from botocore.exceptions import BotoCoreError
-
         found = self._call("get_object", key, Range=f"bytes={offset}-{offset + length - 1}")
         if found is None:
             raise StoreCorrupt(f"the bucket {self._bucket} lacks {key}", hint=_AGAIN)
-        try:
-            return bytes(found["Body"].read())
-        except BotoCoreError as error:
-            raise StoreUnreachable(f"the bucket {self._bucket} broke off: {error}") from error
+        return self._body(found, length)
 
     def delete(self, key: str) -> None:
         """See Backend."""
@@ -99,13 +109,14 @@ class Bucket:
     def keys(self, prefix: str) -> Iterator[str]:
         """See Backend."""
         more: dict[str, str] = {}
-        while True:
+        for _ in range(_PAGES_MAX):
             found = self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix + prefix, **more)
             for each in found.get("Contents", []):
                 yield str(each["Key"]).removeprefix(self._prefix)
             if not found.get("IsTruncated"):
                 return
             more = {"ContinuationToken": found["NextContinuationToken"]}
+        raise StoreUnreachable(f"the bucket {self._bucket} lists more than {_PAGES_MAX} pages")
 
     def close(self) -> None:
         """See Backend."""
@@ -122,19 +133,20 @@ class Peer:
         self._http = urllib3.PoolManager(headers=headers, timeout=timeout, retries=False, maxsize=_CONNECTIONS)
         self._url = url
 
-    def _get(self, key: str, headers: dict[str, str]) -> bytes | None:
+    def _get(self, key: str, headers: dict[str, str], most: int) -> bytes | None:
+        headers = {"Accept-Encoding": "identity", **self._http.headers, **headers}
+        url = f"{self._url}/v1/store/{quote(key)}"
         try:
-            answer = self._http.request(
-                "GET", f"{self._url}/v1/store/{quote(key)}", headers={**self._http.headers, **headers}
-            )
+            with self._http.request("GET", url, headers=headers, preload_content=False, redirect=False) as answer:
+                if 200 <= answer.status < 300:
+                    pieces = answer.stream(_PIECE, decode_content=False)
+                    return _bounded(pieces, most, f"the node {self._url}")
         except urllib3.exceptions.HTTPError as error:
             raise StoreUnreachable(f"the node {self._url} does not answer: {error or type(error).__name__}") from error
         if answer.status == HTTPStatus.NOT_FOUND:
             return None
-        if not 200 <= answer.status < 300:
-            hint = "set ISOBOX_STORES_KEY to one of its API keys" if answer.status == HTTPStatus.UNAUTHORIZED else ""
-            raise StoreUnreachable(f"the node {self._url} answers {answer.status}", hint=hint)
-        return bytes(answer.data)
+        hint = "set ISOBOX_STORES_KEY to one of its API keys" if answer.status == HTTPStatus.UNAUTHORIZED else ""
+        raise StoreUnreachable(f"the node {self._url} answers {answer.status}", hint=hint)
 
     def put(self, key: str, source: Path) -> None:
         """Refused: a node's store is written by that node."""
@@ -142,11 +154,11 @@ class Peer:
 
     def get(self, key: str) -> bytes | None:
         """See Backend."""
-        return self._get(key, {})
+        return self._get(key, {}, DOCUMENT_MAX)
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         """See Backend."""
-        found = self._get(key, {"Range": f"bytes={offset}-{offset + length - 1}"})
+        found = self._get(key, {"Range": f"bytes={offset}-{offset + length - 1}"}, length)
         if found is None:
             raise StoreCorrupt(f"the node {self._url} lacks {key}", hint=_AGAIN)
         return found
@@ -162,3 +174,15 @@ class Peer:
     def close(self) -> None:
         """See Backend."""
         self._http.clear()
+
+
+def _bounded(pieces: Iterable[bytes], most: int, who: str) -> bytes:
+    """An answer; StoreUnreachable where it has more bytes than were asked for, or comes ever more slowly."""
+    found, begun = bytearray(), time.monotonic()
+    for piece in pieces:
+        found += piece
+        if len(found) > most:
+            raise StoreUnreachable(f"{who} answers with more than was asked for")
+        if time.monotonic() - begun > _WHOLE_S + len(found) / _WHOLE_BYTES_S:
+            raise StoreUnreachable(f"{who} answers too slowly")
+    return bytes(found)

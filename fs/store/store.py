@@ -37,6 +37,7 @@ _AHEAD: Final = 8
 _RUN: Final = 1 << 20
 """Bytes that one thread works on at a time."""
 _WORKERS: Final = 2
+_ZEROS: Final = bytes(chunks.MAX)
 _QUERY: Final = 500
 _DEAD_SHARE: Final = 0.5
 _BUSY_S: Final = 60.0
@@ -71,10 +72,14 @@ class Collected:
 class Store:
     """See the module; all calls block, from any thread."""
 
-    def __init__(self, folder: Path, backend: Backend, *, limit_bytes: int = 1 << 62) -> None:
+    def __init__(
+        self, folder: Path, backend: Backend, *, limit_bytes: int = 1 << 62, life: Progress | None = None
+    ) -> None:
+        """What reads contents in other threads ends once `life` is stopped."""
         self._folder = folder
         self._backend = backend
-        self._limit = limit_bytes
+        self.limit_bytes = limit_bytes
+        self._life = life or Progress()
         (folder / "writing").mkdir(parents=True, exist_ok=True)
         with self._db() as db:
             db.executescript("pragma journal_mode = wal;" + _SCHEMA)
@@ -122,6 +127,7 @@ class Store:
         """A file's contents, piece by piece."""
         with self._locked(fcntl.LOCK_SH), self._db() as db:
             for piece in pieces:
+                self._life.check()
                 row = db.execute("select pack, offset, length from chunks where digest = ?", (piece.digest,)).fetchone()
                 if row is None:
                     raise StoreCorrupt("the store lacks a piece", hint="pull or build the image again")
@@ -140,6 +146,7 @@ class Store:
                 file.write(recipe.layout.metadata)
                 waiting: deque[Future[list[tuple[int, bytes]]]] = deque()
                 for run in runs(recipe.pieces()):
+                    self._life.check()
                     waiting.append(pool.submit(self._fetch_run, run))
                     if len(waiting) > _AHEAD:
                         _write(file, waiting.popleft())
@@ -167,7 +174,7 @@ class Store:
     def writer(self, progress: Progress | None = None) -> Iterator["Writer"]:
         """Write pieces and then an image of them. What is not made part of an image is garbage afterwards."""
         with self._locked(fcntl.LOCK_SH), self._db() as db:
-            writer = Writer(self._folder / "writing", self._backend, db, self._limit, progress)
+            writer = Writer(self._folder / "writing", self._backend, db, self.limit_bytes, progress)
             with writer:
                 yield writer
 
@@ -493,6 +500,8 @@ def read_run(backend: Backend, run: list[tuple[Placed, Location]]) -> Iterator[t
 
 def _write(file: BinaryIO, found: Future[list[tuple[int, bytes]]]) -> None:
     for offset, data in found.result():
+        if data == _ZEROS[: len(data)]:  # the file has been made so large already: what is empty takes no disk
+            continue
         file.seek(offset)
         file.write(data)
 

@@ -13,6 +13,9 @@ from typing import Any, Final
 
 LINE_MAX: Final = 512 << 10
 FILE_MAX: Final = 4 << 30
+INLINE: Final = 48 << 10
+"""Bytes of a value that comes in the line; a larger one lies in a file (runner.py)."""
+
 _TEXT_MAX: Final = 128 << 10
 _IDS_MAX: Final = 4096
 _PATH_MAX: Final = 2048
@@ -143,8 +146,8 @@ def _value(raw: Any) -> Value:
             raise RunnerViolation("a value that is no base64") from error
     if isinstance(raw, dict) and isinstance(raw.get("f"), str) and 0 < len(raw["f"]) < 4096:
         size = _number(raw, "n")
-        if size > FILE_MAX:
-            raise RunnerViolation("a value of more than 4 GiB")
+        if not INLINE < size <= FILE_MAX:
+            raise RunnerViolation("a value in a file of a size that no runner of ours puts there")
         return Value(file=raw["f"], size=size)
     raise RunnerViolation("a value that is none")
 

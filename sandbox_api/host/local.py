@@ -170,6 +170,7 @@ class LocalHost:
 
     async def stop(self) -> None:
         """Let go of everything; what runs goes on."""
+        self._images.stop()  # threads that read or write contents end meanwhile
         await self._tasks.cancel()  # before what the tasks use is gone
         await self._pool.drain()
         await self.buckets.close()

@@ -15,6 +15,7 @@ from common.tasks import TaskOwner
 from fs.buckets.hold import HoldViolation
 from fs.buckets.objects import Objects
 from fs.buckets.server import Server
+from fs.buckets.share import Share
 from fs.buckets.spools import Budget, Spools
 from fs.guarded import Access
 from isolation import foldermount
@@ -25,8 +26,14 @@ from isolation.sandbox import Sandbox
 from sandbox_api.host.interface import BucketMount
 
 _log = structlog.get_logger(__name__)
-_REQUEST_THREADS: Final = 32
-_FETCH_THREADS: Final = 16
+_REQUEST_THREADS: Final = 8
+_FETCH_THREADS: Final = 4
+"""Of each sandbox: a store that does not answer holds up nobody but those who named it."""
+
+_SPOOL_SHARE: Final = 2
+"""One sandbox may take half of the room for files that are being written."""
+
+_CHECK_S: Final = 30.0
 _SETTLE_S: Final = 3.0
 _LEAVE_S: Final = 30.0
 _AGAIN_S: Final = 0.2
@@ -40,6 +47,21 @@ class _Served:
     tasks: TaskOwner = field(default_factory=TaskOwner)
 
 
+class _Resources:
+    """What the mounts of one sandbox use together: memory, spools' room, threads."""
+
+    def __init__(self, whole: Budget) -> None:
+        self.share = Share()
+        self.budget = Budget(whole.limit // _SPOOL_SHARE, whole)
+        self.requests = ThreadPoolExecutor(_REQUEST_THREADS, "bucket")
+        self.fetches = ThreadPoolExecutor(_FETCH_THREADS, "bucket-fetch")
+
+    def close(self) -> None:
+        """Let go of the threads, which come to their ends."""
+        self.requests.shutdown(wait=False, cancel_futures=True)
+        self.fetches.shutdown(wait=False, cancel_futures=True)
+
+
 class LocalBuckets:
     """See `sandbox_api.host.interface.Buckets`."""
 
@@ -48,8 +70,8 @@ class LocalBuckets:
         self._folder = folder
         self._access = access
         self._budget = Budget(spool_bytes)
-        self._requests = ThreadPoolExecutor(_REQUEST_THREADS, "bucket")
-        self._fetches = ThreadPoolExecutor(_FETCH_THREADS, "bucket-fetch")
+        self._checking: set[Objects] = set()
+        self._resources: dict[str, _Resources] = {}
         self._served: dict[str, list[_Served]] = {}
         self._ending = TaskOwner()
         self._failures: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
@@ -57,12 +79,18 @@ class LocalBuckets:
     async def check(self, mount: BucketMount) -> None:
         def work() -> None:
             objects = Objects(mount.place, mount.keys, self._access)
+            self._checking.add(objects)
             try:
-                objects.check()
+                objects.check(_CHECK_S)
             finally:
+                self._checking.discard(objects)
                 objects.close()
 
-        await asyncio.get_running_loop().run_in_executor(self._requests, work)
+        thread = ThreadPoolExecutor(1, "bucket-check")  # its own: one that waits is in nobody's way
+        try:
+            await asyncio.get_running_loop().run_in_executor(thread, work)
+        finally:
+            thread.shutdown(wait=False)
 
     async def mount(self, sandbox: str, mount: BucketMount) -> None:
         running = self._sandbox(sandbox)
@@ -91,21 +119,24 @@ class LocalBuckets:
             self._failures.put_nowait((sandbox, {"path": mount.path, "file": file, "detail": detail}))
 
         objects = await asyncio.to_thread(Objects, mount.place, mount.keys, self._access)
+        if (resources := self._resources.get(sandbox)) is None:
+            resources = self._resources[sandbox] = _Resources(self._budget)
         server = Server(
             objects,
-            Spools(self._folder / sandbox / mount.address, self._budget),
+            Spools(self._folder / sandbox / mount.address, resources.budget),
             read_only=mount.read_only,
             owner=mount.owner,
             on_failure=on_failure,
-            requests=self._requests,
-            fetches=self._fetches,
+            requests=resources.requests,
+            fetches=resources.fetches,
+            share=resources.share,
         )
         return _Served(mount, server)
 
     async def _talk(self, sandbox: str, served: _Served) -> None:
         """Be connected to what holds the mount for as long as the sandbox runs."""
-        tries = 0
-        while tries < _TRIES:
+        tries = violations = 0
+        while tries < _TRIES and violations < _TRIES:
             try:
                 running = self._sandbox(sandbox)
                 async with AsyncExitStack() as stack:
@@ -115,7 +146,10 @@ class LocalBuckets:
                     await served.server.serve(connection)
             except SandboxGone:
                 return
-            except (PortClosed, StartFailed, GuestUnresponsive, HoldViolation) as error:
+            except HoldViolation as error:
+                _log.info("what holds a mount says what it should not", sandbox=sandbox, error=str(error))
+                violations += 1
+            except (PortClosed, StartFailed, GuestUnresponsive) as error:
                 _log.info("a mount does not answer", sandbox=sandbox, path=served.mount.path, error=str(error))
             tries += 1
             await asyncio.sleep(_AGAIN_S)
@@ -135,13 +169,19 @@ class LocalBuckets:
             return
         for each in served:
             await each.tasks.cancel()
+            await each.server.leave()
         ending = self._ending.spawn(self._end(sandbox, served), name=f"buckets of {sandbox}")
         await asyncio.wait([ending], timeout=_LEAVE_S)
 
     async def _end(self, sandbox: str, served: list[_Served]) -> None:
-        for each in served:
-            await each.server.stored()
-            await each.server.close()
+        try:
+            for each in served:
+                await each.server.stored()
+        finally:  # also where this server ends: a later one stores the rest
+            for each in served:
+                await each.server.close()
+        if (resources := self._resources.pop(sandbox, None)) is not None:
+            resources.close()
         await asyncio.to_thread(shutil.rmtree, self._folder / sandbox, ignore_errors=True)
 
     def left(self) -> set[str]:
@@ -164,5 +204,8 @@ class LocalBuckets:
                 await each.tasks.cancel()
                 await each.server.close()
         self._served.clear()
-        self._requests.shutdown(wait=False, cancel_futures=True)
-        self._fetches.shutdown(wait=False, cancel_futures=True)
+        for objects in list(self._checking):
+            objects.abort(writes=True)
+        for resources in self._resources.values():
+            resources.close()
+        self._resources.clear()

@@ -3,8 +3,9 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from fs.compare import compare
 from fs.errors import UnknownImage
@@ -14,11 +15,13 @@ from fs.images import ImageStore
 from fs.oci.layers import apply
 from fs.progress import Progress
 from fs.store.store import Writer
-from fs.tree import Limits, Tree
+from fs.tree import Tree
 from isolation.snapshots import Maker, SnapshotFolder
 from sandbox_api.host.interface import CopyFacts, Difference, ImageFacts
 
 T = TypeVar("T")
+_WORK_MAX_S: Final = 2 * 3600.0
+"""So long one image may be pulled, laid out or sent."""
 
 
 class LocalImages:
@@ -63,7 +66,7 @@ class LocalImages:
             if image.digest == image_digest and image.origin is not None:
                 await asyncio.to_thread(self._store.elsewhere.localise, image)
 
-        def fill(tree: Tree, writer: Writer) -> dict[str, Any]:
+        def fill(tree: Tree, writer: Writer, check: Callable[[], None]) -> dict[str, Any]:
             base = self._store.tree(image_digest)
             tree.root.children.update(base.root.children)
             tree.put(b"", base.root)
@@ -73,12 +76,16 @@ class LocalImages:
                     with os.fdopen(os.dup(opened.fds[0]), "rb") as layer:
                         layer.seek(0)
                         # What its own root made set-user-id is no more than that root's word, inside.
-                        apply(layer, tree, writer, limits=Limits(), keep_setuid=True)
+                        apply(layer, tree, writer, limits=self._store.limits, keep_setuid=True, check=check)
                 finally:
                     opened.close()
             return config
 
-        async for each in _told(lambda progress: _facts(self._store.make(name, fill, progress))):
+        def work(progress: Progress) -> ImageFacts:
+            made = self._store.make(name, lambda tree, writer: fill(tree, writer, progress.check), progress)
+            return _facts(made)
+
+        async for each in _told(work):
             yield each
 
     async def push(self, name: str, reference: str, credentials: str | None) -> AsyncIterator[str]:
@@ -110,9 +117,12 @@ class LocalImages:
 
 
 async def _told(work: Callable[[Progress], T]) -> AsyncIterator[str | T]:
-    """Run work in a thread: its lines, then what it returns. Whoever leaves early stops it and waits for its end."""
+    """Run work in a thread: its lines, then what it returns. Whoever leaves early stops it and waits for its end.
+
+    The thread is its own: one that waits for a registry keeps nobody else's work waiting.
+    """
     loop, lines = asyncio.get_running_loop(), asyncio.Queue[str | None]()
-    progress = Progress(lambda line: _later(loop, lines, line))
+    progress = Progress(lambda line: _later(loop, lines, line), within_s=_WORK_MAX_S)
 
     def run() -> T:
         try:
@@ -120,7 +130,9 @@ async def _told(work: Callable[[Progress], T]) -> AsyncIterator[str | T]:
         finally:
             _later(loop, lines, None)
 
-    running = loop.run_in_executor(None, run)
+    thread = ThreadPoolExecutor(1, "image")
+    running = loop.run_in_executor(thread, run)
+    thread.shutdown(wait=False)
     try:
         while (line := await lines.get()) is not None:
             yield line

@@ -5,18 +5,23 @@ import errno
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 from fs.errors import ImageInvalid, StoreFull, UnknownImage
 from fs.images import ImageStore
 from fs.oci import export
 from fs.oci.layers import apply
+from fs.store.backend import disk_errors
 from fs.store.store import Writer
 from fs.tree import Limits, Node, Tree, folder
 from isolation.files import Entry, FileFailed, FileType
 from sandbox_api.host.interface import VolumeFacts
 
 _PIECE = 1 << 20
+_KEEPING = 8
+"""Threads of their own for versions that are kept, which may take minutes: nobody else waits for them."""
+
 _TYPES: dict[str, FileType] = {"file": "file", "dir": "dir", "symlink": "symlink", "fifo": "other"}
 
 
@@ -25,11 +30,12 @@ class LocalVolumes:
 
     def __init__(self, store: ImageStore) -> None:
         self._store = store
+        self._keeping = ThreadPoolExecutor(_KEEPING, "volume")
 
     async def keep(
         self, version: str, archive: AsyncIterator[bytes], *, below: str | None, at: str, most: int
     ) -> VolumeFacts:
-        with tempfile.TemporaryFile(prefix="isobox-volume-") as spool:
+        with disk_errors("the volume cannot be kept"), tempfile.TemporaryFile(prefix="isobox-volume-") as spool:
             received = 0
             async for piece in archive:
                 received += len(piece)
@@ -37,7 +43,8 @@ class LocalVolumes:
                     raise _too_large(most)
                 await asyncio.to_thread(spool.write, piece)
             spool.seek(0)
-            return await asyncio.to_thread(self._keep, version, spool, below, at, most)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._keeping, self._keep, version, spool, below, at, most)
 
     def _keep(self, version: str, archive: BinaryIO, below: str | None, at: str, most: int) -> VolumeFacts:
         limits = Limits(entries=500_000, total_bytes=most * 2 + (64 << 20))
@@ -47,7 +54,8 @@ class LocalVolumes:
                 base = self._tree(below)
                 tree.root.children.update(base.root.children)
             given = Tree(limits=limits)
-            apply(archive, given, writer, limits=limits, keep_setuid=False, layered=False)
+            check = self._store.life.check
+            apply(archive, given, writer, limits=limits, keep_setuid=False, layered=False, check=check)
             where = os.fsencode(at.strip("/"))
             if where and tree.find(where) is None:
                 tree.put(where, folder())
@@ -78,7 +86,7 @@ class LocalVolumes:
         return self._store.store.contents(node.pieces)
 
     async def pack(self, version: str | None, path: str, *, owner: int | None = None) -> AsyncIterator[bytes]:
-        with tempfile.TemporaryFile(prefix="isobox-volume-") as spool:
+        with disk_errors("the files cannot be read"), tempfile.TemporaryFile(prefix="isobox-volume-") as spool:
 
             def work() -> None:
                 node = folder() if version is None else self._node(version, path)
@@ -96,7 +104,7 @@ class LocalVolumes:
         node = await asyncio.to_thread(self._node, version, path)
         if node.kind != "file":
             raise FileFailed(errno.EISDIR if node.kind == "dir" else errno.EINVAL, path)
-        with tempfile.TemporaryFile(prefix="isobox-volume-") as spool:
+        with disk_errors("the files cannot be read"), tempfile.TemporaryFile(prefix="isobox-volume-") as spool:
 
             def work() -> None:  # in one thread: the store's connection is bound to it
                 spool.writelines(self._contents(node))

@@ -1,5 +1,6 @@
 """/v1/sandboxes/{id}/files: by a program of ours, as the sandbox's user, in the sandbox's view."""
 
+import asyncio
 import base64
 import contextlib
 import os
@@ -33,6 +34,7 @@ from sandbox_api.routes.streams import accept, send_all
 
 router = APIRouter(prefix="/v1/sandboxes/{sandbox_id}/files", tags=["files"])
 _PAGE = 1000
+_DESCRIBED_HERE = 500
 _RANGE = re.compile(r"^bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))$")
 
 PathParameter = Annotated[str, Query(alias="path", min_length=1, max_length=4095)]
@@ -159,7 +161,7 @@ async def delete(
     await use.host.files.remove(sandbox_id, path, recursive, who)
 
 
-@router.get("/list", responses=problems(403, 409))
+@router.get("/list", responses=problems(403, 409), response_model=FileList)
 async def list_(
     use: Use,
     tenant: Tenant,
@@ -169,7 +171,7 @@ async def list_(
     depth: Annotated[int, Query(ge=1, le=16)] = 1,
     limit: Annotated[int | None, Query(ge=1, le=10_000)] = None,
     after: Annotated[str | None, Query(alias="cursor", max_length=1000)] = None,
-) -> FileList:
+) -> Response:
     """What a folder holds, depth levels of it; with limit or cursor a page of one level, in byte order of the names."""
     who = await _user(use, tenant, sandbox_id, user)
     if limit is not None or after is not None:
@@ -177,8 +179,20 @@ async def list_(
             raise invalid("pages are of one folder", "leave depth out, or limit and cursor")
         return await _page(use, sandbox_id, path, after or "", limit or _PAGE, who)
     entries = await use.host.files.list_folder(sandbox_id, path, depth, who)
-    infos = [FileInfo.of(entry, f"{path.rstrip('/')}/{entry.name}") for entry in entries]
-    return FileList(entries=sorted(infos, key=lambda info: info.path))
+    return await listed(entries, path, in_order=True)
+
+
+async def listed(entries: list[Entry], path: str, *, in_order: bool, next_cursor: str | None = None) -> Response:
+    """A `FileList` of what lies below a path; very many entries are described in a thread. in_order sorts them."""
+
+    def describe() -> str:
+        infos = [FileInfo.of(entry, f"{path.rstrip('/')}/{entry.name}") for entry in entries]
+        if in_order:
+            infos.sort(key=lambda info: info.path)
+        return FileList(entries=infos, next_cursor=next_cursor).model_dump_json()
+
+    body = describe() if len(entries) <= _DESCRIBED_HERE else await asyncio.to_thread(describe)
+    return Response(body, media_type="application/json")
 
 
 @router.get("/stat", responses=problems(403, 409))
@@ -188,17 +202,15 @@ async def stat(use: Use, tenant: Tenant, sandbox_id: SandboxId, path: Path, user
     return FileInfo.of(await use.host.files.stat(sandbox_id, path, who), path)
 
 
-async def _page(use: Services, sandbox_id: str, path: str, cursor: str, limit: int, who: str) -> FileList:
+async def _page(use: Services, sandbox_id: str, path: str, cursor: str, limit: int, who: str) -> Response:
     try:
         after = os.fsdecode(base64.b64decode(cursor, altchars=b"-_", validate=True))
     except ValueError:
         raise invalid("the cursor is none of ours", "use next_cursor of the page before") from None
     entries = await use.host.files.page(sandbox_id, path, after, limit, who)
     more = len(entries) == limit
-    return FileList(
-        entries=[FileInfo.of(entry, f"{path.rstrip('/')}/{entry.name}") for entry in entries],
-        next_cursor=base64.urlsafe_b64encode(os.fsencode(entries[-1].name)).decode() if more else None,
-    )
+    next_cursor = base64.urlsafe_b64encode(os.fsencode(entries[-1].name)).decode() if more else None
+    return await listed(entries, path, in_order=False, next_cursor=next_cursor)
 
 
 @router.post("/mkdir", status_code=201, responses=problems(403, 409))

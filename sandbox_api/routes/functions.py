@@ -71,7 +71,7 @@ async def sandbox(use: Use, tenant: Tenant, function_id: FunctionId, request: Fu
     return describe(await use.functions.sandbox(tenant, function_id, request.timeout_s))
 
 
-@router.post("/v1/functions/{function_id}/calls", status_code=201, responses=problems(409))
+@router.post("/v1/functions/{function_id}/calls", status_code=201, responses=problems(409, 507))
 async def call(use: Use, tenant: Tenant, function_id: FunctionId, request: CreateCall) -> Call:
     """Call it; with wait_s the answer has the results, if they come in time."""
     return await use.functions.call(tenant, function_id, request)
@@ -89,7 +89,7 @@ async def results(
     return await use.functions.results(tenant, call_id, after, wait_s)
 
 
-@router.post("/v1/calls/{call_id}/inputs", responses=problems(409))
+@router.post("/v1/calls/{call_id}/inputs", responses=problems(409, 507))
 async def add(use: Use, tenant: Tenant, call_id: CallId, request: AddInputs) -> Call:
     """More inputs of a call that was made with more=true."""
     return await use.functions.add(tenant, call_id, request)

@@ -7,9 +7,10 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from sandbox_api.archives import MEDIA_TYPES, Format, packed
-from sandbox_api.models.files import FileInfo, FileList
+from sandbox_api.models.files import FileList
 from sandbox_api.models.volumes import CreateVolume, RestoreVolume, SnapshotVolume, Volume, VolumePage, VolumePath
 from sandbox_api.routes.context import SandboxId, Tenant, Use, problems
+from sandbox_api.routes.files import listed
 from sandbox_api.services.volumes import describe
 
 router = APIRouter(tags=["volumes"])
@@ -47,11 +48,10 @@ async def read(use: Use, tenant: Tenant, name: Name, path: Inside) -> Response:
     return await _stream(await use.volumes.read(tenant, name, path), "application/octet-stream")
 
 
-@router.get("/v1/volumes/{name}/files/list", responses=problems(409))
-async def list_files(use: Use, tenant: Tenant, name: Name, path: Inside = "/") -> FileList:
+@router.get("/v1/volumes/{name}/files/list", responses=problems(409), response_model=FileList)
+async def list_files(use: Use, tenant: Tenant, name: Name, path: Inside = "/") -> Response:
     """What a folder of the volume holds."""
-    entries = await use.volumes.list_folder(tenant, name, path)
-    return FileList(entries=[FileInfo.of(each, f"{path.rstrip('/')}/{each.name}") for each in entries])
+    return await listed(await use.volumes.list_folder(tenant, name, path), path, in_order=False)
 
 
 @router.get("/v1/volumes/{name}/archive", responses=problems(409), response_class=Response)

@@ -36,14 +36,20 @@ _LOG: Final = "build"
 _IMAGES_MAX: Final = 1000
 _UPLOADS_LOOK_S: Final = 600.0
 _DIFFERENCES_MAX: Final = 10_000
+_MAKING_MAX: Final = 16
+"""Images of one tenant that are being made at a time."""
+
+_END_S: Final = 30.0
 
 
 class _Making:
-    """An image that is being made: its log, and when that is over."""
+    """An image that is being made: whose, its log, and when that is over."""
 
-    def __init__(self, log: OpenLog) -> None:
+    def __init__(self, tenant: str, log: OpenLog) -> None:
+        self.tenant = tenant
         self.log = log
         self.over = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
 
 
 class ImageService:
@@ -84,6 +90,12 @@ class ImageService:
             raise Problem(409, "name_taken", f"{request.name} is an image of the machine's", hint="use another name")
         if len(await self._store.images(tenant, before=None, limit=_IMAGES_MAX + 1)) > _IMAGES_MAX:
             raise Problem(429, "too_many_images", f"{_IMAGES_MAX} images are the most", hint="delete some")
+        if sum(making.tenant == tenant for making in self._making.values()) >= _MAKING_MAX:
+            raise Problem(
+                *(429, "too_many_builds", f"{_MAKING_MAX} images at a time are the most"),
+                hint="wait for some, or delete them",
+                retryable=True,
+            )
         record = ImageRecord(
             new_id("img"),
             tenant,
@@ -95,9 +107,9 @@ class ImageService:
         await self._check(tenant, request)
         await self._store.save_image(record)
         making = self._making[record.id] = _Making(
-            OpenLog(self._host.execs.log_path(record.id, _LOG), limit=_LOG_LIMIT)
+            tenant, OpenLog(self._host.execs.log_path(record.id, _LOG), limit=_LOG_LIMIT)
         )
-        self._tasks.spawn(self._make(record, request, making), name=f"image {record.id}")
+        making.task = self._tasks.spawn(self._make(record, request, making), name=f"image {record.id}")
         return record
 
     async def _check(self, tenant: str, request: CreateImage) -> None:
@@ -132,7 +144,7 @@ class ImageService:
         except IsoboxError as error:
             await self._fail(record, log, error)
         except asyncio.CancelledError:
-            raise  # the server ends: the next one says so in the record
+            raise  # it was deleted; or the server ends, and the next one says so in the record
         except Exception as error:
             _log.exception("an image was not made", image=record.id)
             await self._fail(record, log, Problem(500, "internal", f"{type(error).__name__}: {error}"))
@@ -256,10 +268,14 @@ class ImageService:
         await self._host.images.prune()
 
     async def delete(self, tenant: str, id_: str) -> None:
-        """Delete one of the tenant's; 409 while it is made, or while a sandbox or a snapshot needs it."""
+        """Delete one of the tenant's, which ends its making; 409 while a sandbox or a snapshot needs it."""
         record = await self._catalog.own(tenant, id_)
-        if record.id in self._making:
-            raise Problem(409, "image_not_ready", "the image is being made", hint="wait for its end", retryable=True)
+        if (making := self._making.get(record.id)) is not None and making.task is not None:
+            making.task.cancel()
+            await asyncio.wait([making.task], timeout=_END_S)
+            if not making.task.done():
+                raise Problem(409, "image_not_ready", "the image is being made still", hint="try again", retryable=True)
+            record = await self._catalog.own(tenant, record.id)  # it may have been ready just before
         if record.digest is not None:
             users = await self._store.image_users(record.digest)
             if users:
@@ -269,6 +285,7 @@ class ImageService:
                     f"{len(users)} sandboxes or snapshots need it: {', '.join(users[:3])}",
                     hint="terminate or delete them first",
                 )
+        if record.digest is not None or making is not None:
             with contextlib.suppress(UnknownImage):
                 await self._host.images.remove(record.id)
         await self._store.forget_image(record.id)

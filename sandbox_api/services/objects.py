@@ -8,7 +8,7 @@ import asyncio
 import base64
 import json
 import time
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
@@ -20,6 +20,14 @@ from sandbox_api.store.objects import Kind, ObjectRecord, ObjectStore
 
 _OBJECTS_MAX: Final = 10_000
 _BYTES_MAX: Final = 1 << 30
+_TENANT_BYTES_MAX: Final = 16 << 30
+_LARGE: Final = 1 << 20
+"""Bytes of an object from which on it is looked at what all of its tenant's take: 10,000 of less are 10 GiB."""
+
+_ANSWERS_BYTES_MAX: Final = 32 << 20
+"""Of one tenant's answers that are remembered, which their tokens repeat; the oldest go first."""
+
+_ANSWER_COST: Final = 512
 _QUEUE_MAX: Final = 5000
 _ANSWERS_KEPT_S: Final = 3600.0
 _USED_STEP_S: Final = 60.0
@@ -32,6 +40,26 @@ Gone = Callable[[], Awaitable[bool]]
 """Tells whether whoever waits has gone: nothing is taken out for nobody."""
 
 
+class Remembered:
+    """Which answers of a tenant's are remembered, so that they take no more than they may. No I/O."""
+
+    def __init__(self, limit: int = _ANSWERS_BYTES_MAX) -> None:
+        self._limit = limit
+        self._sizes: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self.size = 0
+
+    def add(self, id_: str, token: str, size: int) -> list[tuple[str, str]]:
+        """An object's answer is remembered by its token: which others are to be forgotten for it (object, token)."""
+        self.size += _ANSWER_COST + size - self._sizes.pop((id_, token), 0)
+        self._sizes[id_, token] = _ANSWER_COST + size
+        gone = []
+        while self.size > self._limit and len(self._sizes) > 1:
+            oldest, least = self._sizes.popitem(last=False)
+            self.size -= least
+            gone.append(oldest)
+        return gone
+
+
 class ObjectService:
     """The use cases of dicts and queues."""
 
@@ -39,6 +67,8 @@ class ObjectService:
         self._store = store
         self._transaction = functions.transaction
         self._moved: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._answers: dict[str, Remembered] = defaultdict(Remembered)
+        """By tenant, what this server answered."""
 
     # ---- objects
 
@@ -84,8 +114,13 @@ class ObjectService:
         with self._transaction():
             answer = change()
             if token is not None:
-                self._store.answer(record.id, token, time.time(), json.dumps(answer))
+                self._remember(record, token, json.dumps(answer))
         return answer
+
+    def _remember(self, record: ObjectRecord, token: str, answer: str) -> None:
+        self._store.answer(record.id, token, time.time(), answer)
+        for id_, oldest in self._answers[record.tenant].add(record.id, token, len(answer)):
+            self._store.forget_answer(id_, oldest)
 
     # ---- dicts
 
@@ -221,8 +256,12 @@ class ObjectService:
         return True
 
     def _check_size(self, record: ObjectRecord) -> None:
-        if self._store.size(record.id)[1] > _BYTES_MAX:
+        size = self._store.size(record.id)[1]
+        if size > _BYTES_MAX:
             raise Problem(507, "object_full", f"a dict or queue holds {_BYTES_MAX >> 30} GiB", hint="delete some of it")
+        if size > _LARGE and self._store.bytes_of(record.tenant) > _TENANT_BYTES_MAX:
+            most = f"all dicts and queues hold {_TENANT_BYTES_MAX >> 30} GiB"
+            raise Problem(507, "objects_full", most, hint="delete some")
 
     # ---- by themselves
 

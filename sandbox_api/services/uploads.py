@@ -1,6 +1,7 @@
 """Files that clients send ahead of a build: by digest, a tenant's own, kept for a day."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import time
@@ -11,17 +12,23 @@ from typing import Final
 from common.ids import new_id
 from isolation.errors import DiskFull
 from sandbox_api.problems import Problem
+from sandbox_api.services.quota import Quota
 
 _KEPT_S: Final = 86400.0
 _PIECE: Final = 1 << 20
-_MAX: Final = 8 << 30
+UPLOAD_MAX: Final = 8 << 30
+_FILE: Final = 64 << 10
+"""Bytes that a file counts as at least: very many small ones cost too."""
 
 
 class Uploads:
-    """A folder of files; a file is there whole or not at all."""
+    """A folder of files; a file is there whole or not at all. limit_bytes bounds those of each tenant."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._folder = folder
+        self._quota = Quota(limit_bytes, "uploads", setting="ISOBOX_UPLOADS_QUOTA_MB")
+        for path in folder.glob("*/*"):
+            self._quota.add(path.parent.name, max(_FILE, path.stat().st_size))
 
     def _path(self, tenant: str, digest: str) -> Path:
         whose = hashlib.sha256(tenant.encode()).hexdigest()[:16]
@@ -40,21 +47,30 @@ class Uploads:
         target = self._path(tenant, digest)
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = target.with_name(f"{new_id('req')}.partial")
-        found, size = hashlib.sha256(), 0
+        found, size, taken, whose = hashlib.sha256(), 0, 0, target.parent.name
         try:
+            self._quota.take(whose, _FILE)
+            taken = _FILE
             with partial.open("xb") as file:
                 async for piece in contents:
                     size += len(piece)
-                    if size > _MAX:
-                        raise Problem(413, "upload_too_large", f"uploads are of at most {_MAX >> 30} GiB")
+                    if size > UPLOAD_MAX:
+                        raise Problem(413, "upload_too_large", f"uploads are of at most {UPLOAD_MAX >> 30} GiB")
+                    if size > taken:
+                        self._quota.take(whose, size - taken)
+                        taken = size
                     found.update(piece)
                     await asyncio.to_thread(file.write, piece)
             if f"sha256:{found.hexdigest()}" != digest:
                 raise Problem(422, "digest_mismatch", "the body is not what its digest says", hint="send it again")
+            with contextlib.suppress(FileNotFoundError):
+                self._quota.give(whose, max(_FILE, target.stat().st_size))  # the same again
             os.replace(partial, target)
+            taken = 0
         except OSError as error:
             raise DiskFull(f"the upload cannot be kept: {error.strerror}", hint="see the disk") from error
         finally:
+            self._quota.give(whose, taken)
             partial.unlink(missing_ok=True)
 
     async def read(self, tenant: str, digest: str) -> AsyncIterator[bytes]:
@@ -72,5 +88,8 @@ class Uploads:
     def expire(self) -> None:
         """Delete those that nobody asked for in a day."""
         for path in self._folder.glob("*/*"):
-            if path.stat().st_mtime < time.time() - _KEPT_S:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # somebody sent it again, or gave up
+                facts = path.stat()
+                if facts.st_mtime < time.time() - _KEPT_S:
+                    path.unlink()
+                    self._quota.give(path.parent.name, max(_FILE, facts.st_size))

@@ -44,6 +44,8 @@ class CallRecord:
     """The run of the app that it belongs to."""
     depth: int = 0
     """How many calls wait for it, one inside the other."""
+    kept: int = 0
+    """Bytes that its inputs and results take on this machine, to 64 KiB."""
 
     @property
     def complete(self) -> bool:
@@ -286,6 +288,11 @@ class FunctionStore:
         """One, whoever's."""
         row = self._db.execute("select doc from calls where id = ?", (id_,)).fetchone()
         return CallRecord(**json.loads(row[0])) if row else None
+
+    def kept_bytes(self) -> dict[str, int]:
+        """By tenant, what its calls take."""
+        query = "select tenant, sum(coalesce(json_extract(doc, '$.kept'), 0)) from calls group by tenant"
+        return {tenant: int(size) for tenant, size in self._db.execute(query)}
 
     def calls_not_ended(self) -> list[str]:
         """Those that are not over."""

@@ -89,6 +89,11 @@ class ObjectStore:
         found: tuple[int, int] = self._db.execute("select items, bytes from objects where id = ?", (id_,)).fetchone()
         return found
 
+    def bytes_of(self, tenant: str) -> int:
+        """The bytes of all items of a tenant's."""
+        query = "select coalesce(sum(bytes), 0) from objects where tenant = ?"
+        return int(self._db.execute(query, (tenant,)).fetchone()[0])
+
     # ---- what was answered
 
     def answered(self, id_: str, token: str) -> str | None:
@@ -100,6 +105,10 @@ class ObjectStore:
     def answer(self, id_: str, token: str, at: float, answer: str) -> None:
         """Remember it."""
         self._db.execute("insert or replace into object_answers values (?, ?, ?, ?)", (token, id_, at, answer))
+
+    def forget_answer(self, id_: str, token: str) -> None:
+        """One that there is no room for."""
+        self._db.execute("delete from object_answers where object = ? and token = ?", (id_, token))
 
     def forget_answers(self, before: float) -> None:
         """Those that nobody asks for any more."""

@@ -1,9 +1,11 @@
 """Buckets as folders of sandboxes, over a real S3 server."""
 
+import contextlib
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import boto3
 import httpx
@@ -238,6 +240,66 @@ def test_a_bucket_that_fails_says_so(server: Server, ending: S3Server) -> None:
     assert len(told) <= 4, told
     assert told[-1][:2] == ("/b", "z")
     assert told[-1][2].startswith("it was not stored: bucket images does not answer: ")
+
+
+class EndlessListing(BaseHTTPRequestHandler):
+    """Answers with a page of a name, and that there is more."""
+
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Endless)
+        self.server.asked += 1
+        size, when = "<Size>1</Size>", "<LastModified>2026-01-02T03:04:05Z</LastModified>"
+        key = f"<Contents><Key>n{self.server.asked}</Key>{size}{when}</Contents>"
+        more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{self.server.asked}</NextContinuationToken>"
+        body = f"<ListBucketResult>{key}{more}</ListBucketResult>".encode()
+        with contextlib.suppress(ConnectionError):  # whoever asked has hung up
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    def do_HEAD(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+class Endless(ThreadingHTTPServer):
+    """An S3 server whose listings have no end."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.asked = 0
+        super().__init__(("127.0.0.1", 0), EndlessListing)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.thread = threading.Thread(target=self.serve_forever, args=(0.05,))
+        self.thread.start()
+
+    def end(self) -> None:
+        self.shutdown()
+        self.thread.join()
+        self.server_close()
+
+
+def test_a_listing_without_an_end_keeps_neither_its_sandbox_nor_the_server_from_ending(own_server: Server) -> None:
+    endless = Endless()
+    try:
+        own_server.environment["ISOBOX_BUCKETS"] = endless.url
+        own_server.start()
+        mounted = {"/b": Bucket("endless", endpoint=endless.url)}
+        for ends in ("sandbox", "server"):
+            sandbox = Sandbox.create("python", volumes=mounted, **where(own_server))
+            sandbox.start("ls", "/b")
+            begun = endless.asked
+            until(lambda begun=begun: endless.asked > begun + 5)
+            if ends == "sandbox":
+                sandbox.terminate()
+            else:
+                own_server.stop()
+            sandbox.close()
+    finally:
+        endless.end()
 
 
 @pytest.mark.parametrize(

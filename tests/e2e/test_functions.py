@@ -187,6 +187,26 @@ def test_large_values_both_ways() -> None:
     assert len(data) == 100 << 20
 
 
+def test_what_is_empty_in_a_container_takes_no_disk_of_the_server(server: Server) -> None:
+    before = disk_of(server.state / "values")
+    call = fa.forged.spawn("yield", 130 << 20, 6)
+    with server.client() as http:
+        until(lambda: http.get(f"/v1/calls/{call.id}").json()["complete"])
+        results = http.get(f"/v1/calls/{call.id}").json()["results"]
+    assert [each["file"] for each in results if each["kind"] == "yield"] == [130 << 20] * 6
+    assert disk_of(server.state / "values") - before < 8 << 20
+
+
+def disk_of(folder: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def test_no_result_is_larger_than_the_disk_of_its_container() -> None:
+    with pytest.raises(isobox.ContainerFailed, match="its container has a disk of"):
+        fa.forged.remote("done", 3 << 30, 1)
+    assert fa.square.remote(3) == 9
+
+
 def test_objects_live_in_containers() -> None:
     model = fa.Model(name="abc")
     assert fa.Model(name="abc") is model

@@ -316,6 +316,51 @@ def test_by_token_with_a_broken_download_that_is_taken_up_again(
     assert 0 < ranges[1] <= 1 << 20
 
 
+def test_a_pull_of_what_never_comes_ends_when_its_image_is_deleted(
+    http: httpx.Client, ports: tuple[int, int, int]
+) -> None:
+    origin, begun, left = Origin(layer({"a": b"1"})), threading.Event(), threading.Event()
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        if "/manifests/" in request.path:
+            reply(request, 200, origin.manifest)
+            return
+        request.send_response(200)
+        request.end_headers()
+        begun.set()
+        try:
+            while not left.wait(0.01):
+                request.wfile.write(b" ")
+        except OSError:
+            left.set()
+
+    with Strange(ports[2], answer):
+        asked = {"name": "never", "registry": {"reference": f"127.0.0.1:{ports[2]}/app"}}
+        id_ = http.post("/v1/images", json=asked).raise_for_status().json()["id"]
+        assert begun.wait(30)
+        assert http.delete(f"/v1/images/{id_}").status_code == 204
+        assert left.wait(30)
+    assert http.get(f"/v1/images/{id_}").status_code == 404
+
+
+def test_a_layer_of_nothing_that_reads_as_a_pebibyte(http: httpx.Client, ports: tuple[int, int, int]) -> None:
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("holes")
+        info.pax_headers = {"GNU.sparse.size": str(1 << 50), "GNU.sparse.numblocks": "0", "GNU.sparse.map": "0,0"}
+        tar.addfile(info)
+    origin = Origin(raw.getvalue())
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        name = request.path.rpartition("/")[2]
+        reply(request, 200, origin.manifest if "/manifests/" in request.path else origin.blobs[name])
+
+    with Strange(ports[2], answer):
+        found = make(http, "holes", registry={"reference": f"127.0.0.1:{ports[2]}/app"})
+    assert found["failure"]["code"] == "image_invalid"
+    assert "unpacks to more than" in found["failure"]["detail"]
+
+
 @pytest.mark.parametrize("harm", ["layer", "config", "manifest", "redirect", "circle", "kind", "huge", "json", "diff"])
 def test_a_registry_that_lies(http: httpx.Client, ports: tuple[int, int, int], harm: str) -> None:
     origin = Origin(layer({"a": b"1"}))

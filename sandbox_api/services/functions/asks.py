@@ -38,7 +38,7 @@ from sandbox_api.services.functions.desk import Desk, once
 from sandbox_api.services.functions.runs import RunService
 from sandbox_api.services.functions.service import FunctionService
 from sandbox_api.services.objects import ObjectService
-from sandbox_api.services.uploads import Uploads
+from sandbox_api.services.uploads import UPLOAD_MAX, Uploads
 from sandbox_api.store.functions import CallRecord, FunctionRecord
 
 _BODY_MAX: Final = 8 << 20
@@ -132,20 +132,30 @@ class Asks:
             raise invalid(f"a query that cannot be read: {error}") from error
         record = container.hand.get(frame.input)
         call = None if record is None else self._desk.call(record.call)
-        async with self._contents(container, frame.value) as contents:
+        most = UPLOAD_MAX if handler is Asks.upload else _BODY_MAX
+        async with self._contents(function.tenant, container, frame.value, most) as contents:
             found: Answer = await handler(self, Question(function, call, fields, contents), *parts)
             return found
 
     @asynccontextmanager
-    async def _contents(self, container: Container, value: Value | None) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def _contents(
+        self, tenant: str, container: Container, value: Value | None, most: int
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
         if value is None or not value.file:
             yield once(b"" if value is None else value.data)
             return
-        name = await self._desk.fetch(container, _FOLDER, value)
+        if value.size > most:
+            raise Problem(413, "body_too_large", f"a question is of at most {most >> 20} MiB")
+        values = self._desk.values
+        values.take_for_a_while(tenant, value.size)
         try:
-            yield self._desk.read(_FOLDER, name)
+            name = await self._desk.fetch(container, _FOLDER, value)
+            try:
+                yield values.read(_FOLDER, name)
+            finally:
+                values.drop(_FOLDER, name)
         finally:
-            self._desk.drop(_FOLDER, name)
+            values.give_back(tenant, value.size)
 
     # ---- functions and calls
 

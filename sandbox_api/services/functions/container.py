@@ -51,6 +51,8 @@ class Container:
         """Set when the runner says that its memory can be copied; it waits then."""
         self.words = b""
         """The last that was said before the runner was there: why it is not."""
+        self.fetching = 0
+        """Bytes of large values that are being read out of it."""
         self.visits = 0
         """Requests to a web function that it answers."""
         self.beside: set[str] = set()

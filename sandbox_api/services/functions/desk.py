@@ -3,16 +3,15 @@
 import asyncio
 import base64
 import contextlib
-import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
 from common.errors import IsoboxError
 from common.ids import new_id
+from isolation.files import Entry
 from sandbox_api.functions import protocol
 from sandbox_api.functions.protocol import Frame, Value
 from sandbox_api.host.interface import Host
@@ -26,6 +25,7 @@ from sandbox_api.services.execs import ExecService
 from sandbox_api.services.functions.begun import Begun, boot
 from sandbox_api.services.functions.code import FOLDER, Code
 from sandbox_api.services.functions.container import Container
+from sandbox_api.services.functions.values import Values
 from sandbox_api.services.registry import Live, Registry
 from sandbox_api.services.sandboxes import SandboxService
 from sandbox_api.services.secrets import SecretService
@@ -60,7 +60,7 @@ class Desk:
         copies: CopyService,
         secrets: SecretService,
         begun: Begun,
-        values: Path,
+        values: Values,
     ) -> None:
         self.answer: Answer = _nobody
         """Answers what containers ask; set before any container is there."""
@@ -75,7 +75,7 @@ class Desk:
         self._copies = copies
         self._secrets = secrets
         self._begun = begun
-        self._values = values
+        self.values = values
         self._calls: dict[str, CallRecord] = {}
         self._moved: dict[str, asyncio.Event] = {}
 
@@ -256,35 +256,17 @@ class Desk:
         await self._host.files.write(container.sandbox, path, size, 0o600, pieces, container.live.record.user)
         return {"f": path}
 
-    def _value(self, call: str, name: str) -> Path:
-        return self._values / call / name
-
     async def fetch(self, container: Container, call: str, value: Value) -> str:
         """Read a large value out of a container: what it is kept as. The path is the guest's, and read inside."""
-        name = new_id("req")
-        path = self._value(call, name)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        size, user = 0, container.live.record.user
-        with path.open("xb") as file:
-            async for piece in self._host.files.read(container.sandbox, value.file, 0, value.size, user):
-                if isinstance(piece, bytes):
-                    size += len(piece)
-                    await asyncio.to_thread(file.write, piece)
-        if size != value.size:
-            path.unlink()
-            raise Problem(422, "value_cut", f"a result of {value.size} bytes had {size} when it was read")
-        await self._host.files.remove(container.sandbox, value.file, False, user)
+        user = container.live.record.user
+        contents = self._host.files.read(container.sandbox, value.file, 0, value.size, user)
+        name = await self.values.write(call, _bytes(contents), value.size)
+        try:
+            await self._host.files.remove(container.sandbox, value.file, False, user)
+        except BaseException:
+            self.values.drop(call, name)
+            raise
         return name
-
-    def drop(self, call: str, name: str) -> None:
-        """Delete a large value."""
-        self._value(call, name).unlink(missing_ok=True)
-
-    async def read(self, call: str, name: str) -> AsyncIterator[bytes]:
-        """A large value's bytes."""
-        with self._value(call, name).open("rb") as file:
-            while piece := await asyncio.to_thread(file.read, 1 << 20):
-                yield piece
 
     # ---- calls
 
@@ -308,6 +290,7 @@ class Desk:
             self.store.add_result(record.call, record.index, kind, doc)
             self.store.save_input(record)
             if (call := self.call(record.call)) is not None:
+                self.values.give_input(call, len(record.data))
                 call.ended += 1
                 self.save(call)
         self.tell(record.call)
@@ -331,8 +314,14 @@ class Desk:
 
     def forget(self, call: str) -> None:
         """Delete all that there is of it."""
-        self.store.forget_call(call)
-        shutil.rmtree(self._values / call, ignore_errors=True)
+        self.values.forget(call)
+
+
+async def _bytes(contents: AsyncIterator[Entry | bytes]) -> AsyncIterator[bytes]:
+    async with contextlib.aclosing(contents):  # type: ignore[type-var]  # it is an async generator
+        async for piece in contents:
+            if isinstance(piece, bytes):
+                yield piece
 
 
 async def once(data: bytes) -> AsyncIterator[bytes]:

@@ -365,17 +365,20 @@ class Running:
         match frame.kind:
             case "print":
                 size = self._printed.get(record.id, 0)
-                if size < _PRINTS_MAX:
+                if size < _PRINTS_MAX and self._may_keep(record, len(frame.text)):
                     self._printed[record.id] = size + len(frame.text)
                     self._store.add_result(
                         record.call, record.index, "print", {"stream": frame.number or 1, "text": frame.text}
                     )
             case "yield":
-                if frame.number >= record.yields:  # not one that an earlier attempt gave
+                if frame.number >= record.yields and self._has_room(container, record, frame.value):
+                    # Not one that an earlier attempt gave.
                     record.yields = frame.number + 1
                     self._store.save_input(record)
                     self._add(container, record, "yield", frame.value, {"number": frame.number})
             case "done":
+                if not self._has_room(container, record, frame.value):
+                    return
                 if frame.value is not None and frame.value.file:
                     self._fetch(container, record, "done", frame.value, {})
                 else:
@@ -391,6 +394,32 @@ class Running:
                     error["data"] = base64.b64encode(value.data).decode()
                 self._failed(record, error)
 
+    def _may_keep(self, record: InputRecord, size: int) -> bool:
+        """Whether there is room for a result of so many bytes, which is taken."""
+        call = self._desk.call(record.call)
+        try:
+            if call is not None:
+                self._desk.values.take(call, size)
+        except Problem:
+            return False
+        return True
+
+    def _has_room(self, container: Container, record: InputRecord, value: Value | None) -> bool:
+        """The same for a value; where there is none its input is over, and nobody in the container goes on."""
+        size = 0 if value is None else value.size if value.file else len(value.data)
+        disk = self.asked.resources.disk_mb << 20
+        if value is not None and value.file and container.fetching + size > disk:
+            message = f"results of {container.fetching + size} bytes, and its container has a disk of {disk}"
+        elif not self._may_keep(record, size):
+            message = "the results of the tenant's calls take as much as they may: ISOBOX_VALUES_QUOTA_MB"
+        else:
+            return True
+        container.let_go(record.id)
+        self._stop(container)
+        self._end(record, "error", {"error": {"type": "ResultLost", "message": message}})
+        self._desk.tell(record.call)
+        return False
+
     def _add(
         self, container: Container, record: InputRecord, kind: str, value: Value | None, doc: dict[str, Any]
     ) -> None:
@@ -401,6 +430,7 @@ class Running:
 
     def _fetch(self, container: Container, record: InputRecord, kind: str, value: Value, doc: dict[str, Any]) -> None:
         """A large value: read out of the container before its input is over."""
+        container.fetching += value.size
         work = self._fetched(container, record, kind, value, doc)
         self._tasks.spawn(work, name=f"value of {record.id}")
 
@@ -410,12 +440,16 @@ class Running:
         try:
             name = await self._desk.fetch(container, record.call, value)
         except IsoboxError as error:
+            self._not_kept(record, value)
             if container.let_go(record.id) is not None:
                 self._failed(record, {"type": "ResultLost", "message": error.detail})
                 self._desk.tell(record.call)
             return
+        finally:
+            container.fetching -= value.size
         if container.hand.get(record.id) is not record:  # it was given up meanwhile
-            self._desk.drop(record.call, name)
+            self._desk.values.drop(record.call, name)
+            self._not_kept(record, value)
             return
         doc = doc | {"value": name, "file": value.size}
         if kind == "done":
@@ -425,6 +459,10 @@ class Running:
             self._store.add_result(record.call, record.index, kind, doc)
         self._desk.tell(record.call)
         self.wake()
+
+    def _not_kept(self, record: InputRecord, value: Value) -> None:
+        if (call := self._desk.call(record.call)) is not None:
+            self._desk.values.give(call, value.size)
 
     async def _answer(self, container: Container, frame: Frame) -> None:
         """A question of the function's; one that waits for a call lets others have its place meanwhile."""

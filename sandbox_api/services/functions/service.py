@@ -28,6 +28,7 @@ from sandbox_api.services.functions.container import Container
 from sandbox_api.services.functions.desk import COPY_KEPT_S, Desk
 from sandbox_api.services.functions.queue import Waiting
 from sandbox_api.services.functions.running import FunctionFacts, Running
+from sandbox_api.services.functions.values import Values
 from sandbox_api.services.registry import Registry
 from sandbox_api.services.sandboxes import SandboxService
 from sandbox_api.services.secrets import SecretService
@@ -68,7 +69,7 @@ class FunctionService:
         self._tasks = tasks
         self._store = registry.store.functions
         self._code = Code(settings.state / "functions", uploads)
-        values = settings.state / "values"
+        values = Values(settings.state / "values", registry.store.functions, settings.values_quota_mb << 20)
         begun = Begun(settings, registry, catalog, sandboxes, execs, copies, tasks)
         self.desk = Desk(host, registry, sandboxes, execs, uploads, self._code, copies, secrets, begun, values)
         self._running: dict[str, Running] = {}
@@ -203,6 +204,7 @@ class FunctionService:
             )
             inputs = [_input(call, index, each) for index, each in enumerate(request.inputs)]
             call.total = len(inputs)
+            self.desk.values.take_inputs(call, [len(each.data) for each in inputs])
             with self._store.transaction():
                 self.desk.add_call(call)
                 self._store.add_inputs(inputs)
@@ -223,6 +225,7 @@ class FunctionService:
             raise Problem(409, "inputs_missing", f"it has {call.total} inputs", hint=f"go on with first={call.total}")
         fresh = [_input(call, request.first + n, each) for n, each in enumerate(request.inputs)]
         fresh = [each for each in fresh if each.index >= call.total]
+        self.desk.values.take_inputs(call, [len(each.data) for each in fresh])
         with self._store.transaction():
             self._store.add_inputs(fresh)
             call.total += len(fresh)
@@ -268,7 +271,7 @@ class FunctionService:
         found = next(iter(self._store.results(id_, seq - 1, 1)), None)
         if found is None or found.seq != seq or "value" not in found.doc:
             raise not_found("value")
-        return self.desk.read(id_, found.doc["value"])
+        return self.desk.values.read(id_, found.doc["value"])
 
     async def cancel(self, tenant: str, id_: str) -> Call:
         """Nobody wants it any more; idempotent."""

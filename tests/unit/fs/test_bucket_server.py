@@ -12,8 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fs import fuse
+from fs.buckets.hold import HoldViolation
+from fs.buckets.names import Paths, number
 from fs.buckets.objects import Objects, Place
 from fs.buckets.server import Server
+from fs.buckets.share import Share
 from fs.buckets.spools import Budget, Spools
 from fs.guarded import Access
 
@@ -101,6 +104,7 @@ def test_every_question_is_answered_and_none_does_harm(
             on_failure=lambda path, detail: failures.append(detail),
             requests=threads,
             fetches=threads,
+            share=Share(),
         )
         connection = Said([packet(0, 0, *note) for note in notes] + questions, len(questions))
         if questions:
@@ -113,3 +117,63 @@ def test_every_question_is_answered_and_none_does_harm(
     assert errno.EIO not in {error for _, error in heard}, heard
     assert not failures
     assert not (tmp_path / "spools").exists()
+
+
+def served(objects: Objects, threads: ThreadPoolExecutor, folder: Path, connection: Said) -> Server:
+    """A server that has heard all that is said."""
+    server = Server(
+        objects,
+        Spools(folder / "spools", Budget(1 << 20)),
+        read_only=False,
+        owner=0,
+        on_failure=lambda path, detail: None,
+        requests=threads,
+        fetches=threads,
+        share=Share(),
+    )
+
+    async def run() -> None:
+        await server.serve(connection)
+        await server.close()
+
+    asyncio.run(run())
+    return server
+
+
+class Silent(Said):
+    """Says all, and hangs up."""
+
+    def __init__(self, packets: list[bytes]) -> None:
+        super().__init__(packets, 1 << 30)
+
+    async def receive(self) -> bytes:
+        return self._packets.pop(0) if self._packets else b""
+
+
+def test_notes_of_many_mebibytes_are_refused_at_the_first(
+    objects: Objects, threads: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    connection = Silent([packet(0, 0, (1 << 63) + n, b"[" + b"[]," * (1 << 18) + b"0]") for n in range(44)])
+    with pytest.raises(HoldViolation, match="a note of"):
+        served(objects, threads, tmp_path, connection)
+    assert len(connection._packets) == 43
+
+
+def test_notes_are_kept_as_bytes_and_no_more_than_a_few_mebibytes_of_them(
+    objects: Objects, threads: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    note = b"[" + b"[]," * 5000 + b"0]"
+    connection = Silent([packet(0, 0, (1 << 63) + n, note) for n in range(500)])
+    server = served(objects, threads, tmp_path, connection)
+    assert (4 << 20) - len(note) < server._noted_bytes <= 4 << 20
+    assert all(type(each) is bytes for each in server._noted.values())
+
+
+def test_paths_that_are_noted_are_bounded_in_bytes() -> None:
+    paths, dropped = Paths(lambda number, text: dropped.append(number) if text is None else None), list[int]()
+    for n in range(10_000):
+        paths.number(b"/".join([b"n" * 250] * 4) + str(n).encode())
+    assert len(dropped) > 1000
+    assert paths.path(dropped[-1]) is None
+    last = b"/".join([b"n" * 250] * 4) + b"9999"
+    assert paths.path(number(last)) == last

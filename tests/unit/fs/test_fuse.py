@@ -37,7 +37,6 @@ def test_answers_have_the_kernels_sizes() -> None:
         (fuse.opened(request), 16),
         (fuse.written(request, 7), 8),
         (fuse.init_gvisor(request), 64),
-        (fuse.entries(request, [(b"abc", 5, True), (b"12345678", 6, False), (b"no room", 7, False)], 0, 70), 64),
         (fuse.statfs(request), 80),
         (fuse.error(request, 5), 0),
         (fuse.resend(), 0),

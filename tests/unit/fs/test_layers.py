@@ -1,4 +1,5 @@
 import bz2
+import contextlib
 import gzip
 import hashlib
 import io
@@ -9,10 +10,14 @@ from collections.abc import Callable
 import pytest
 import zstandard
 from archives import archive, files, info
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fs.errors import ImageInvalid
+from fs.oci import layers
 from fs.oci.layers import apply
-from fs.tree import Limits, Piece, Tree
+from fs.progress import Interrupted, Progress
+from fs.tree import Limits, Node, Piece, Tree
 
 NO_LIMITS = Limits()
 
@@ -166,3 +171,181 @@ def test_bombs_are_capped() -> None:
     header.type, header.size = tarfile.XHDTYPE, 1 << 30
     with pytest.raises(ImageInvalid, match="header of many MiB"):
         laid(io.BytesIO(header.tobuf(tarfile.USTAR_FORMAT) + bytes(1 << 20)))
+
+
+def sparse(size: int, segments: bytes = b"0\n", *, version: str = "1.0") -> io.BytesIO:
+    """A file of that size of which nothing lies in the archive, as GNU tar writes one (`tar -S`)."""
+    target = io.BytesIO()
+    if version == "old":
+        member = bytearray(info("holes").tobuf(tarfile.GNU_FORMAT))
+        member[156:157] = tarfile.GNUTYPE_SPARSE
+        member[257:265] = b"ustar  \0"
+        member[386:398], member[398:410] = b"%011o\0" % 0, b"%011o\0" % 0
+        member[483:495] = b"\x80" + size.to_bytes(11, "big")
+        member[148:156] = b" " * 8
+        member[148:156] = b"%06o\0 " % sum(member)
+        return io.BytesIO(bytes(member) + bytes(1024))
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        member_info = info("holes")
+        if version == "1.0":
+            major = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "holes"}
+            member_info.pax_headers = major | {"GNU.sparse.realsize": str(size)}
+            member_info.size = len(segments) + -len(segments) % 512
+            tar.addfile(member_info, io.BytesIO(segments + bytes(512)))
+        else:
+            numbers = {"GNU.sparse.size": str(size), "GNU.sparse.numblocks": "0", "GNU.sparse.map": f"0,0,{size},0"}
+            member_info.pax_headers = numbers
+            tar.addfile(member_info)
+    return io.BytesIO(target.getvalue())
+
+
+class Counting(Memory):
+    """A sink that says how much it was made to read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = 0
+
+    def add(self, contents: io.BufferedIOBase) -> tuple[Piece, ...]:
+        pieces = []
+        while data := contents.read(1 << 16):
+            self.read += len(data)
+            pieces.append(Piece(hashlib.sha256(data).digest(), len(data)))
+        return tuple(pieces)
+
+
+@pytest.mark.parametrize("version", ["1.0", "0.1", "old"])
+def test_a_sparse_file_counts_as_what_it_reads_as(version: str) -> None:
+    limits = Limits(total_bytes=1 << 20)
+    tree, sink = Tree(limits=limits), Counting()
+    layer = sparse(1 << 50, version=version)
+    assert len(layer.getvalue()) <= 16 << 10
+    with pytest.raises(ImageInvalid, match="unpacks to more than 1 MiB"):
+        apply(layer, tree, sink, limits=limits, keep_setuid=False)  # type: ignore[arg-type]
+    assert sink.read == 0
+    tree = Tree(limits=limits)
+    for _ in range(3):  # those of several layers are counted together
+        apply(sparse(300_000, version=version), tree, sink, limits=limits, keep_setuid=False)  # type: ignore[arg-type]
+    assert sink.read == 900_000
+    with pytest.raises(ImageInvalid, match="unpacks to more than 1 MiB"):
+        apply(sparse(300_000, version=version), tree, sink, limits=limits, keep_setuid=False)  # type: ignore[arg-type]
+
+
+def test_work_on_a_layer_ends_once_it_is_not_wanted() -> None:
+    progress = Progress()
+
+    class Stopping(Memory):
+        def add(self, contents: io.BufferedIOBase) -> tuple[Piece, ...]:
+            progress.stop()
+            return super().add(contents)
+
+    layer = archive([(info("first"), b"1"), (info("second"), bytes(5 << 20))])
+    with pytest.raises(Interrupted):
+        apply(layer, Tree(), Stopping(), limits=Limits(), keep_setuid=False, check=progress.check)  # type: ignore[arg-type]
+
+
+def raw_member(kind: bytes, contents: bytes, name: str = "x") -> bytes:
+    header = info(name, kind)
+    header.size = len(contents)
+    return header.tobuf(tarfile.USTAR_FORMAT) + contents + bytes(-len(contents) % 512)
+
+
+def record(name: str, value: str) -> bytes:
+    body = f" {name}={value}\n".encode()
+    size = len(body) + 1
+    while len(str(size)) + len(body) != size:
+        size = len(str(size)) + len(body)
+    return str(size).encode() + body
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"".join(raw_member(tarfile.XHDTYPE, record("comment", "c" * 100_000)) for _ in range(20)),
+        b"".join(raw_member(tarfile.GNUTYPE_LONGNAME, b"n" * 100_000) for _ in range(20)),
+        raw_member(tarfile.XHDTYPE, b"".join(record("GNU.sparse.major", "1") for _ in range(60_000))),
+        b"".join(raw_member(tarfile.XHDTYPE, record("a", "b")) for _ in range(5000)),
+        sparse(1 << 20, b"400000\n" + b"0\n0\n" * 400_000).getvalue(),
+        sparse(1 << 20, b"1" * (2 << 20)).getvalue(),
+    ],
+)
+def test_headers_are_bounded_whatever_they_are_made_of(raw: bytes) -> None:
+    with pytest.raises(ImageInvalid, match=r"header of many MiB|damaged"):
+        laid(io.BytesIO(raw + raw_member(tarfile.REGTYPE, b"1") + bytes(1024)))
+
+
+def test_headers_for_all_members_are_not_collected() -> None:
+    raw = b"".join(
+        raw_member(tarfile.XGLTYPE, record(f"key{n}", "v" * 50_000)) + raw_member(tarfile.REGTYPE, b"1", f"f{n}")
+        for n in range(400)
+    )
+    seen = list[int]()
+
+    class Looking(Memory):
+        def add(self, contents: io.BufferedIOBase) -> tuple[Piece, ...]:
+            tar = contents.raw.fileobj  # type: ignore[attr-defined]
+            seen.append(tar.tell())
+            return super().add(contents)
+
+    headers: list[int] = []
+    following = layers._next
+
+    def looked(tar: tarfile.TarFile, stream: object) -> object:
+        found = following(tar, stream)  # type: ignore[arg-type]
+        headers.append(sum(len(value) for value in tar.pax_headers.values()))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "_next", looked)
+        apply(io.BytesIO(raw + bytes(1024)), Tree(), Looking(), limits=Limits(), keep_setuid=False)  # type: ignore[arg-type]
+    assert len(seen) == 400
+    assert max(headers) == 0
+
+
+def test_no_stream_takes_as_much_memory_as_it_is_told_to() -> None:
+    plain = files(a="1").getvalue()
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 30}]
+    dictionary = bytearray(lzma.compress(plain, filters=filters))
+    with pytest.raises(ImageInvalid, match="damaged"):
+        laid(io.BytesIO(dictionary))
+    window = zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters(window_log=29, strategy=1)
+    ).compressobj()
+    with pytest.raises(ImageInvalid, match="damaged"):
+        laid(io.BytesIO(window.compress(plain) + window.flush()))
+
+
+@pytest.mark.parametrize("pack", [bz2.compress, lzma.compress])
+def test_streams_one_behind_the_other(pack: Callable[[bytes], bytes]) -> None:
+    raw = files(a="1" * 5000).getvalue()
+    assert laid(io.BytesIO(pack(raw[:3000]) + pack(raw[3000:]) + bytes(8))) == {"a": "1" * 5000}
+
+
+@given(st.binary(max_size=2000))
+def test_damage_is_told_and_nothing_else_happens(noise: bytes) -> None:
+    good = bytearray(raw_member(tarfile.XHDTYPE, record("comment", "c")) + raw_member(tarfile.REGTYPE, b"1"))
+    at = len(noise) * 7 % len(good)
+    good[at : at + len(noise)] = noise
+    for raw in (bytes(good), noise):
+        with contextlib.suppress(ImageInvalid):
+            laid(io.BytesIO(raw))
+
+
+def test_a_folder_is_made_opaque_once_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[int]()
+    keeping = Tree._keep_layer_only
+
+    def counted(tree: Tree, node: Node) -> None:
+        seen.append(1)
+        keeping(tree, node)
+
+    monkeypatch.setattr(Tree, "_keep_layer_only", counted)
+    below = files(**{f"d__{n}__x": "1" for n in range(50)})
+    opaque = (info("d/.wh..wh..opq"), b"")
+    above = archive([*[opaque] * 50, (info("d/new"), b"2"), opaque])
+    assert laid(below, above) == {"d": "/", "d/new": "2"}
+    assert len(seen) == 51
+    below.seek(0)
+    above.seek(0)
+    again = archive([opaque])  # of the next layer it is another one
+    assert laid(below, above, again) == {"d": "/"}

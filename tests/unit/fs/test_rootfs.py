@@ -1,4 +1,5 @@
 import io
+import random
 import tarfile
 from pathlib import Path
 
@@ -6,9 +7,10 @@ import pytest
 from archives import archive, info
 
 from fs import rootfs
-from fs.errors import ImageInvalid, UnknownImage
+from fs.errors import ImageInvalid, StoreFull, UnknownImage
 from fs.images import ImageStore
-from fs.tree import Node, Piece, Tree
+from fs.store.store import Writer
+from fs.tree import Limits, Node, Piece, Tree
 
 
 class Memory:
@@ -116,3 +118,46 @@ def test_what_is_no_root_file_system_is_refused(tmp_path: Path, init: Path) -> N
             store.import_path(name, tmp_path / source)
     assert store.all() == []
     assert list((tmp_path / "images").glob("*.erofs")) == []
+
+
+def test_an_image_that_grew_beyond_the_limit_over_its_layers_is_refused(tmp_path: Path, init: Path) -> None:
+    store = ImageStore(tmp_path / "images", guest=lambda: (init,), limits=Limits(total_bytes=1 << 20))
+
+    def fill(tree: Tree, writer: Writer, size: int) -> dict[str, object]:
+        tree.put(b"below", Node("file", 0o644, pieces=writer.add(io.BytesIO(bytes(900_000)))))
+        tree.put(b"link", tree.root.children[b"below"])
+        tree.put(b"above", Node("file", 0o644, pieces=writer.add(io.BytesIO(b"x" * size))))
+        return {}
+
+    assert store.make("fits", lambda tree, writer: fill(tree, writer, 100_000)).name == "fits"
+    with pytest.raises(ImageInvalid, match="1 is the most"):
+        store.make("large", lambda tree, writer: fill(tree, writer, 200_000))
+    assert store.named("large") is None
+
+
+def test_images_that_are_written_out_take_no_more_than_the_store_may(tmp_path: Path, init: Path) -> None:
+    store = ImageStore(tmp_path / "images", guest=lambda: (init,), limit_bytes=2 << 20)
+
+    def fill(tree: Tree, writer: Writer, seed: int) -> dict[str, object]:
+        pieces = writer.add(io.BytesIO(random.Random(0).randbytes(700_000)))  # the store has it once
+        for number in range(2):
+            tree.put(f"{seed}-{number}".encode(), Node("file", 0o644, pieces=pieces))
+        return {}
+
+    store.write_out(store.make("first", lambda tree, writer: fill(tree, writer, 1)))
+    second = store.make("second", lambda tree, writer: fill(tree, writer, 2))
+    with pytest.raises(StoreFull, match="images that were written out take 1 MiB"):
+        store.write_out(second)
+    store.remove("first")
+    store.write_out(second)
+
+
+def test_what_is_fetched_at_a_time_has_room_on_the_disk(tmp_path: Path, init: Path) -> None:
+    store = ImageStore(tmp_path / "images", guest=lambda: (init,), limit_bytes=100)
+    with store._reserved(60):
+        with pytest.raises(StoreFull, match="being fetched"), store._reserved(50):
+            raise AssertionError("there is no room")
+        with store._reserved(40):
+            pass
+    with store._reserved(100):
+        pass

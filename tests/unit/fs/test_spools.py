@@ -58,3 +58,16 @@ def test_one_without_a_name_goes_nowhere(tmp_path: Path) -> None:
     gone.note(upload=True)
     spools.close()
     assert list(Spools(tmp_path / "s", Budget(1000)).left()) == []
+
+
+def test_one_sandbox_leaves_room_for_another(tmp_path: Path) -> None:
+    whole = Budget(1000)
+    greedy, other = (Spools(tmp_path / name, Budget(500, whole)) for name in "ab")
+    with pytest.raises(SpoolFull):
+        greedy.create(b"x").write(0, bytes(501))
+    greedy.create(b"y").truncate(500)
+    other.create(b"z").truncate(500)
+    with pytest.raises(SpoolFull):
+        Spools(tmp_path / "c", Budget(500, whole)).create(b"z").truncate(1)
+    greedy.close()
+    Spools(tmp_path / "d", Budget(500, whole)).create(b"z").truncate(500)

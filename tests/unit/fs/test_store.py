@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fs import erofs
+from fs.erofs import Layout, Placed
 from fs.errors import StoreCorrupt, StoreFull
+from fs.progress import Interrupted, Progress
 from fs.store import chunks
 from fs.store.backend import Directory
-from fs.store.recipe import decode
+from fs.store.recipe import Location, Recipe, decode
 from fs.store.store import Store
-from fs.tree import Node, Tree
+from fs.tree import Node, Piece, Tree
 
 
 def noise(size: int, seed: int) -> bytes:
@@ -253,3 +255,43 @@ def test_pieces_that_lay_elsewhere_are_counted_when_they_come(tmp_path: Path) ->
     here.drop(digest)
     here.collect()
     assert here.stats().stored_bytes == 0
+
+
+def test_what_is_empty_takes_no_disk_where_it_is_written_out(store: Store, tmp_path: Path) -> None:
+    contents = {"zeros": bytes(30 << 20), "noise": noise(200_000, 1), "both": bytes(5 << 20) + noise(100, 2)}
+    recipe = store.recipe(make(store, contents))
+    assert recipe is not None
+    target = tmp_path / "image.erofs"
+    store.write_out(recipe, target)
+    assert target.stat().st_size == recipe.layout.size
+    assert target.stat().st_blocks * 512 < 4 << 20
+    raw = target.read_bytes()
+    for placed, at in recipe.pieces():
+        assert raw[placed.offset : placed.offset + placed.piece.size] == store.fetch(placed.piece, at)
+
+
+def test_what_reads_contents_ends_with_the_server(tmp_path: Path) -> None:
+    life = Progress()
+    store = Store(tmp_path, Directory(tmp_path), life=life)
+    recipe = store.recipe(make(store, {"a": noise(3 << 20, 1)}))
+    assert recipe is not None
+    reading = store.contents([placed.piece for placed in recipe.layout.placed])
+    next(reading)
+    life.stop()
+    with pytest.raises(Interrupted):
+        next(reading)
+    reading.close()
+    with pytest.raises(Interrupted):
+        store.write_out(recipe, tmp_path / "image.erofs")
+    assert list(tmp_path.glob("*.erofs")) == list(tmp_path.glob("*.partial")) == []
+
+
+@pytest.mark.parametrize(("size", "stored"), [(chunks.MAX + 1, 100), (100, 2 * chunks.MAX + 1)])
+def test_a_recipe_of_larger_pieces_than_any_is_refused(store: Store, size: int, stored: int) -> None:
+    recipe = store.recipe(make(store, {"a": noise(100, 1)}))
+    assert recipe is not None
+    placed = Placed(recipe.layout.placed[0].offset, Piece(bytes(32), size))
+    layout = Layout(recipe.layout.metadata, (placed,), placed.offset + size)
+    other = Recipe(layout, (Location("pack", 0, stored),))
+    with pytest.raises(StoreCorrupt, match="cannot be read"):
+        decode(other.encode(), other.digest)

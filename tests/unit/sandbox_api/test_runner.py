@@ -124,6 +124,7 @@ def test_inputs_side_by_side(tmp_path: Path) -> None:
         b'{"k": "done", "i": "x", "v": {"d": "%%"}}',
         b'{"k": "done", "i": "x", "v": {"f": "/etc/shadow", "n": -1}}',
         b'{"k": "done", "i": "x", "v": {"f": "/x", "n": 99999999999999}}',
+        b'{"k": "yield", "i": "x", "y": 0, "v": {"f": "/x", "n": 0}}',
         b'{"k": "print", "i": "x", "s": "1", "t": "x"}',
         b'{"k": "have", "n": 1, "ids": "all"}',
         b'{"k": "ask", "q": 1, "m": "PATCH", "p": "/x", "v": {"d": ""}}',
