@@ -130,9 +130,12 @@ def rm(image: ImageArgument) -> None:
 
 
 @image_app.command()
-def prune() -> None:
-    """Delete what builds kept of their steps, and contents that no image has any more."""
-    _transport().send(calls.Call("POST", "/v1/images/prune", read_timeout_s=None))
+def prune(
+    all_tenants: Annotated[bool, typer.Option("--all-tenants", help="Of all, with the operator's key.")] = False,
+) -> None:
+    """Delete what your builds kept of their steps, and contents that no image has any more."""
+    transport = Transport(Config.find_operator()) if all_tenants else _transport()
+    transport.send(calls.Call("POST", "/v1/images/prune", read_timeout_s=None))
 
 
 @image_app.command()

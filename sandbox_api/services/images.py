@@ -248,9 +248,9 @@ class ImageService:
             digest = line
         return digest
 
-    async def prune(self) -> None:
-        """Forget what steps came to, and everything that no image needs."""
-        for key in await self._store.forget_steps():
+    async def prune(self, tenant: str | None) -> None:
+        """Forget what a tenant's steps came to, or with None all tenants', and everything that no image needs."""
+        for key in await self._store.forget_steps(tenant):
             with contextlib.suppress(UnknownImage):
                 await self._host.images.remove(STEP + key)
         await self._host.images.prune()
@@ -261,7 +261,8 @@ class ImageService:
         if record.id in self._making:
             raise Problem(409, "image_not_ready", "the image is being made", hint="wait for its end", retryable=True)
         if record.digest is not None:
-            users = await self._store.image_users(record.digest)
+            # Others' sandboxes of equal files have names of their own for them, which keep them.
+            users = await self._store.image_users(tenant, record.digest)
             if users:
                 raise Problem(
                     409,
