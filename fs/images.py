@@ -34,6 +34,7 @@ from fs.image import Image, is_inner
 from fs.lazy.mount import LazyMount
 from fs.oci.archive import saved_image
 from fs.oci.layers import apply
+from fs.oci.login import Login
 from fs.oci.reference import parse
 from fs.oci.transfer import load, pull, push
 from fs.programs import output_of
@@ -225,16 +226,16 @@ class ImageStore:
         self.write_out(image)
         return image
 
-    def pull(self, name: str, reference: str, access: Access, *, credentials: str | None, progress: Progress) -> Image:
+    def pull(self, name: str, reference: str, access: Access, *, login: Login | None, progress: Progress) -> Image:
         """Make an image of one in a registry; ImageInvalid, UnknownImage or StoreUnreachable if that can't be."""
         parsed = parse(reference)
 
         def fill(tree: Tree, writer: Writer) -> dict[str, Any]:
-            return pull(parsed, access, tree, writer, limits=self._limits, credentials=credentials, progress=progress)
+            return pull(parsed, access, tree, writer, limits=self._limits, login=login, progress=progress)
 
         return self.make(name, fill, progress)
 
-    def push(self, image: Image, reference: str, access: Access, *, credentials: str | None, progress: Progress) -> str:
+    def push(self, image: Image, reference: str, access: Access, *, login: Login | None, progress: Progress) -> str:
         """Send an image to a registry, as one layer: the digest of its manifest there."""
         parsed = parse(reference)
 
@@ -242,7 +243,7 @@ class ImageStore:
             return self.store.contents(node.pieces)
 
         tree = self.tree(image.digest)
-        return push(parsed, access, tree, contents, image.config, credentials=credentials, progress=progress)
+        return push(parsed, access, tree, contents, image.config, login=login, progress=progress)
 
     def make(
         self, name: str, fill: Callable[[Tree, Writer], dict[str, Any]], progress: Progress | None = None

@@ -15,10 +15,11 @@ from common.tasks import TaskOwner
 from fs.bases import BASES
 from fs.errors import UnknownImage
 from fs.image import STEP
+from fs.oci.login import Login
 from isolation.execlog import Event, EventType, Gap
 from sandbox_api.host.interface import CopyFacts, Difference, Host, ImageFacts
 from sandbox_api.models.common import time_of
-from sandbox_api.models.images import Copy, CreateImage, Image, ImageFailure, PushImage
+from sandbox_api.models.images import Copy, CreateImage, Image, ImageFailure, PushImage, RegistrySource
 from sandbox_api.output.follow import follow
 from sandbox_api.problems import Problem, from_error, not_found
 from sandbox_api.services.builder import Builder, StepFailed
@@ -103,7 +104,7 @@ class ImageService:
     async def _check(self, tenant: str, request: CreateImage) -> None:
         """What can be said at once is said at once."""
         if request.registry is not None:
-            await self._credentials(tenant, request.registry.secret)
+            await self._login(tenant, request.registry)
         elif request.snapshot is not None:
             found = await self._store.snapshot(tenant, request.snapshot)
             if found is None:
@@ -145,8 +146,8 @@ class ImageService:
         if request.build is not None:
             return await self._builder.build(record.tenant, record.id, request.build, log.append)
         if request.registry is not None:
-            secret = await self._credentials(record.tenant, request.registry.secret)
-            told = self._host.images.pull(record.id, request.registry.reference, secret)
+            login = await self._login(record.tenant, request.registry)
+            told = self._host.images.pull(record.id, request.registry.reference, login)
         else:
             told = await self._of_snapshot(record, str(request.snapshot))
         found: ImageFacts | None = None
@@ -167,13 +168,13 @@ class ImageService:
         meant = {name: value for name, value in config.items() if value}
         return self._host.images.derive(record.id, snapshot.sandbox["image_digest"], copy, meant)
 
-    async def _credentials(self, tenant: str, name: str | None) -> str | None:
-        if name is None:
+    async def _login(self, tenant: str, asked: RegistrySource | PushImage) -> Login | None:
+        if (name := asked.secret) is None:
             return None
         value = await self._secrets.value(tenant, (await self._secrets.get(tenant, name)).name)
         if value is None or ":" not in value:
             raise Problem(422, "secret_invalid", f"secret {name} is not USER:PASSWORD", hint="store it again so")
-        return value
+        return Login(value, asked.auth_host)
 
     async def _fail(self, record: ImageRecord, log: OpenLog, error: IsoboxError) -> None:
         problem = from_error(error)
@@ -242,9 +243,9 @@ class ImageService:
     async def push(self, tenant: str, name: str, request: PushImage) -> str:
         """Send an image to a registry: its manifest's digest there."""
         found = await self._catalog.find(tenant, name)
-        secret = await self._credentials(tenant, request.secret)
+        login = await self._login(tenant, request)
         digest = ""
-        async for line in self._host.images.push(found.name, request.reference, secret):
+        async for line in self._host.images.push(found.name, request.reference, login):
             digest = line
         return digest
 

@@ -165,10 +165,10 @@ def test_websockets_of_a_key_are_counted(narrow: Server) -> None:
 def test_a_websockets_pings_are_counted(narrow: Server) -> None:
     with Sandbox.create("base", url=narrow.url, api_key=narrow.key) as sandbox:
         url = f"{narrow.url.replace('http', 'ws')}/v1/sandboxes/{sandbox.id}/events"
-        with connect(url, additional_headers={"Authorization": f"Bearer {narrow.key}"}) as flooding:
-            with pytest.raises(ConnectionClosed):
-                for n in range(1_000_000):
-                    flooding.ping(b"%d" % n)
+        headers = {"Authorization": f"Bearer {narrow.key}"}
+        with connect(url, additional_headers=headers) as flooding, pytest.raises(ConnectionClosed):
+            for n in range(1_000_000):
+                flooding.ping(b"%d" % n)
         assert sandbox.exec("echo", "on").stdout == "on\n"
 
 
