@@ -207,9 +207,13 @@ def main() -> None:
             )
             left = list((server.state / "run").iterdir())
             assert not left, left
-        with serving(ISOBOX_FREEZE_AFTER_S="0.5", ISOBOX_MAX_SANDBOXES="400") as server, server.client() as http:
+        with (
+            serving(ISOBOX_FREEZE_AFTER_S="0.5", ISOBOX_MAX_SANDBOXES="400") as server,
+            server.client() as http,
+            server.operator() as operator,
+        ):
             podman = next((peer for peer in peers if isinstance(peer, Podman)), None)
-            rows += copies.rows(copies.Api(http), server, podman, max(ROUNDS, 50))
+            rows += copies.rows(copies.Api(http, operator), server, podman, max(ROUNDS, 50))
         with serving_outside() as (server, namespace), server.client() as http:
             rows += egress.rows(copies.Api(http), namespace, max(ROUNDS, 50))
         with serving(ISOBOX_POOL_FLOOR="0", ISOBOX_POOL_CEILING="0") as server, server.client() as http:

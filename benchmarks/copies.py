@@ -50,10 +50,11 @@ while True:
 
 
 class Api:
-    """The API by a plain HTTP client."""
+    """The API by a plain HTTP client; operator is one with the operator's key, for the metrics."""
 
-    def __init__(self, http: httpx.Client) -> None:
+    def __init__(self, http: httpx.Client, operator: httpx.Client | None = None) -> None:
         self.http = http
+        self.operator = operator
 
     def create(self, **fields: object) -> str:
         """A sandbox's path."""
@@ -87,9 +88,10 @@ class Api:
 
     def ready(self, kind: str, least: int, seconds: float = 30.0) -> None:
         """Wait until the pool holds so many of a kind."""
+        assert self.operator is not None
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            lines = self.http.get("/metrics").text.splitlines()
+            lines = self.operator.get("/metrics").text.splitlines()
             if any(
                 line.startswith("isobox_pool_ready") and f'kind="{kind}"' in line and float(line.split()[-1]) >= least
                 for line in lines
@@ -461,10 +463,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="isobox-bench-") as folder:
         server = Server(Path(folder) / "state", ISOBOX_FREEZE_AFTER_S="0.5", ISOBOX_MAX_SANDBOXES="400").start()
         try:
-            with server.client() as http:
-                print(
-                    table(rows(Api(http), server, None, int(os.environ.get("ISOBOX_BENCH_ROUNDS", "50")), sys.argv[1:]))
-                )
+            with server.client() as http, server.operator() as operator:
+                rounds = int(os.environ.get("ISOBOX_BENCH_ROUNDS", "50"))
+                print(table(rows(Api(http, operator), server, None, rounds, sys.argv[1:])))
         finally:
             server.end()
 

@@ -35,6 +35,7 @@ from fs.image import Image, is_inner
 from fs.lazy.mount import LazyMount
 from fs.oci.archive import saved_image
 from fs.oci.layers import apply
+from fs.oci.login import Login
 from fs.oci.reference import parse
 from fs.oci.transfer import load, pull, push
 from fs.programs import output_of
@@ -234,7 +235,7 @@ class ImageStore:
         limits, check = self.limits, progress.check
         apply(archive, tree, writer, limits=limits, keep_setuid=True, layered=False, check=check)
 
-    def pull(self, name: str, reference: str, access: Access, *, credentials: str | None, progress: Progress) -> Image:
+    def pull(self, name: str, reference: str, access: Access, *, login: Login | None, progress: Progress) -> Image:
         """Make an image of one in a registry; ImageInvalid, UnknownImage or StoreUnreachable if that can't be."""
         parsed = parse(reference)
 
@@ -243,7 +244,7 @@ class ImageStore:
             return pull(
                 *(parsed, access, tree, writer, reserve),
                 limits=limits,
-                credentials=credentials,
+                login=login,
                 progress=progress,
             )
 
@@ -266,7 +267,7 @@ class ImageStore:
             with self._fetching_lock:
                 self._fetching -= size
 
-    def push(self, image: Image, reference: str, access: Access, *, credentials: str | None, progress: Progress) -> str:
+    def push(self, image: Image, reference: str, access: Access, *, login: Login | None, progress: Progress) -> str:
         """Send an image to a registry, as one layer: the digest of its manifest there."""
         parsed = parse(reference)
 
@@ -275,7 +276,7 @@ class ImageStore:
 
         tree = self.tree(image.digest)
         with disk_errors("the layer cannot be packed"):
-            return push(parsed, access, tree, contents, image.config, credentials=credentials, progress=progress)
+            return push(parsed, access, tree, contents, image.config, login=login, progress=progress)
 
     def make(
         self, name: str, fill: Callable[[Tree, Writer], dict[str, Any]], progress: Progress | None = None

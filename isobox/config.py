@@ -18,8 +18,14 @@ class Config:
     def find(cls, url: str | None = None, api_key: str | None = None) -> "Config":
         """As given, else from ISOBOX_URL and ISOBOX_API_KEY, else the server of this machine and the key it wrote."""
         url = url or os.environ.get("ISOBOX_URL") or DEFAULT_URL
-        api_key = api_key or os.environ.get("ISOBOX_API_KEY") or _local_key()
+        api_key = api_key or os.environ.get("ISOBOX_API_KEY") or _local_key("api-key")
         return cls(url.rstrip("/"), api_key)
+
+    @classmethod
+    def find_operator(cls) -> "Config":
+        """The server as `find` finds it, and the operator's key: ISOBOX_OPERATOR_KEY, else that which it wrote here."""
+        url = os.environ.get("ISOBOX_URL") or DEFAULT_URL
+        return cls(url.rstrip("/"), os.environ.get("ISOBOX_OPERATOR_KEY") or _local_key("operator-key"))
 
     @property
     def websocket_url(self) -> str:
@@ -32,8 +38,8 @@ class Config:
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
 
-def _local_key() -> str:
-    path = Path(os.environ.get("ISOBOX_STATE", "/var/lib/isobox")) / "api-key"
+def _local_key(name: str) -> str:
+    path = Path(os.environ.get("ISOBOX_STATE", "/var/lib/isobox")) / name
     try:
         return path.read_text().strip()
     except OSError:

@@ -73,9 +73,13 @@ class Image:
         return cls(name)
 
     @classmethod
-    def from_registry(cls, reference: str, *, secret: str | None = None) -> "Image":
-        """An image in a registry, HOST/REPOSITORY:TAG; secret names a secret that holds USER:PASSWORD."""
-        return cls("", without_none({"reference": reference, "secret": secret}))
+    def from_registry(cls, reference: str, *, secret: str | None = None, auth_host: str | None = None) -> "Image":
+        """An image in a registry, HOST/REPOSITORY:TAG; secret names a secret that holds USER:PASSWORD.
+
+        The password is sent to the registry and to hosts of its own domain; auth_host (HOST or HOST:PORT) is another
+        one that may know it, where the registry gives its tokens there.
+        """
+        return cls("", without_none({"reference": reference, "secret": secret, "auth_host": auth_host}))
 
     @classmethod
     def from_dockerfile(cls, path: Path | str, *, context: Path | str | None = None) -> "Image":

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from common.errors import IsoboxError
 from common.tasks import TaskOwner
 from sandbox_api.auth import Keys
-from sandbox_api.gate import Gate
+from sandbox_api.gate import Gate, Websockets
 from sandbox_api.host.local import local_host
 from sandbox_api.metrics import Metrics
 from sandbox_api.models.common import ProblemDocument
@@ -207,7 +207,8 @@ def make_app(settings: Settings, store: Store) -> FastAPI:
     app.add_exception_handler(IsoboxError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
-    app.add_middleware(Gate, keys=Keys.load(settings.state), store=store, metrics=metrics)
+    websockets = Websockets(most=settings.websockets, per_caller=settings.websockets_per_key)
+    app.add_middleware(Gate, keys=Keys.load(settings.state), store=store, metrics=metrics, websockets=websockets)
     _describe(app)
     return app
 

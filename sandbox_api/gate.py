@@ -2,6 +2,8 @@
 
 request ──▶ key? ──▶ body bounded ──▶ Idempotency-Key known? ──▶ the route
              401        413, 400            its answer
+
+Before it comes listener.py, which bounds heads and connections.
 """
 
 import asyncio
@@ -9,6 +11,8 @@ import contextlib
 import hashlib
 import json
 import re
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any, Final
 
 import structlog
@@ -17,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.errors import IsoboxError
 from common.ids import new_id
-from sandbox_api.auth import Keys, key_of
+from sandbox_api.auth import Caller, Keys, key_of
 from sandbox_api.body import read_json, replay
 from sandbox_api.metrics import Metrics
 from sandbox_api.problems import Problem, from_error
@@ -35,8 +39,9 @@ _KEPT_MAX: Final = 1 << 20
 class Gate:
     """See the module."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, store: Store, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, keys: Keys, store: Store, metrics: Metrics, websockets: "Websockets") -> None:
         self._app = app
+        self._websockets = websockets
         self._keys = keys
         self._store = store
         self._metrics = metrics
@@ -62,13 +67,16 @@ class Gate:
             await send(message)
 
         try:
+            if scope["path"] in _OPEN:
+                await self._app(scope, receive, noting)  # nothing there has a body: none is read of a stranger
+                return
             headers = dict(scope["headers"])
-            if scope["path"] not in _OPEN:
-                scope["state"]["tenant"] = self._keys.tenant(key_of(headers))
+            caller = scope["state"]["caller"] = self._keys.caller(key_of(headers))
             if scope["type"] == "http":
                 await self._http(scope, receive, noting, headers)
             else:
-                await self._app(scope, receive, noting)
+                with self._websockets.opened(caller):
+                    await self._app(scope, receive, noting)
         except IsoboxError as error:
             if begun:
                 raise
@@ -102,7 +110,7 @@ class Gate:
 
     async def _once(self, scope: Scope, receive: Receive, send: Send, key: str, body: bytes) -> None:
         """Answer a keyed POST, or repeat the answer it once had; a twin that comes meanwhile waits."""
-        tenant = scope["state"]["tenant"]
+        tenant = scope["state"]["caller"].tenant or ""  # no tenant has that name: the operator's answers lie there
         query = scope.get("query_string", b"")
         request = hashlib.sha256(b"\0".join([scope["path"].encode(), query, body])).hexdigest()
         lock = self._answering.setdefault((tenant, key), asyncio.Lock())
@@ -118,6 +126,42 @@ class Gate:
         finally:
             if not lock.locked():
                 self._answering.pop((tenant, key), None)
+
+
+class Websockets:
+    """Counts the websockets that are open, of each caller and of all together; 429 and 503 beyond what is allowed."""
+
+    def __init__(self, *, most: int, per_caller: int) -> None:
+        self._most = most
+        self._per_caller = per_caller
+        self._open: Counter[Caller] = Counter()
+
+    @contextlib.contextmanager
+    def opened(self, caller: Caller) -> Iterator[None]:
+        """One is open until the end of the block."""
+        if self._open[caller] >= self._per_caller:
+            raise Problem(
+                429,
+                "too_many_websockets",
+                f"{self._per_caller} websockets are open with this key already",
+                hint="close some; the operator sets the number with ISOBOX_WEBSOCKETS_PER_KEY",
+                retryable=True,
+            )
+        if self._open.total() >= self._most:
+            raise Problem(
+                503,
+                "server_full",
+                f"the server's {self._most} websockets are all in use",
+                hint="try again later; the operator sets the number with ISOBOX_WEBSOCKETS",
+                retryable=True,
+            )
+        self._open[caller] += 1
+        try:
+            yield
+        finally:
+            self._open[caller] -= 1
+            if not self._open[caller]:
+                del self._open[caller]
 
 
 class _Kept:

@@ -11,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from common import logs
 from common.errors import IsoboxError
 from sandbox_api.app import lock_state, make_app
+from sandbox_api.listener.http import protocol
+from sandbox_api.listener.websocket import WebsocketProtocol
 from sandbox_api.settings import Settings
 from sandbox_api.store.store import Store
 
@@ -86,8 +88,13 @@ def serve(settings: Settings) -> None:
         config = uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
-            ws="websockets-sansio",
+            http=protocol(
+                # Half of the files that may be open: the other half is the sandboxes'.
+                most=min(settings.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2),
+                per_address=settings.connections_per_address,
+                head_timeout_s=settings.head_timeout_s,
+            ),  # type: ignore[arg-type]  # uvicorn calls it, and asks for no class
+            ws=WebsocketProtocol,
             ws_max_size=2 << 20,
             ws_per_message_deflate=False,
             ws_ping_interval=20,

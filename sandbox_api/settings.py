@@ -30,6 +30,11 @@ class Settings:
     cache: Path = Path("/var/cache/isobox")
     host: str = "127.0.0.1"
     port: int = 8700
+    connections: int = 4096
+    connections_per_address: int = 1024
+    websockets: int = 2048
+    websockets_per_key: int = 512
+    head_timeout_s: float = 10.0
     runsc: str | None = None
     platform: str = "auto"
     allow_root: bool = True
@@ -202,6 +207,11 @@ _PARSERS: dict[str, Callable[[str], dict[str, object]]] = {
     "state": lambda text: {"state": Path(text).absolute()},
     "cache": lambda text: {"cache": Path(text).absolute()},
     "listen": _listen,
+    "connections": lambda text: {"connections": _positive(text)},
+    "connections_per_address": lambda text: {"connections_per_address": _positive(text)},
+    "websockets": lambda text: {"websockets": _positive(text)},
+    "websockets_per_key": lambda text: {"websockets_per_key": _positive(text)},
+    "head_timeout_s": lambda text: {"head_timeout_s": _seconds(text)},
     "runsc": lambda text: {"runsc": text or None},
     "platform": lambda text: {"platform": _platform(text)},
     "allow_root": lambda text: {"allow_root": _flag(text)},

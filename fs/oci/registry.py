@@ -4,7 +4,6 @@ Every blob is checked against its digest before anybody uses it; a connection th
 Source: OCI distribution-spec; the token protocol of distribution/docs/spec/auth/token.md.
 """
 
-import base64
 import hashlib
 import re
 import time
@@ -21,6 +20,7 @@ import httpx
 from fs import documents
 from fs.errors import ImageError, ImageInvalid, StoreUnreachable, UnknownImage
 from fs.guarded import Access, Guarded
+from fs.oci.login import Login, same_origin
 from fs.oci.reference import Reference
 from fs.progress import Progress
 
@@ -70,17 +70,15 @@ class _Broken(Exception):
 
 
 class Registry(AbstractContextManager["Registry"]):
-    """One repository's registry, for one pull or push. credentials: "USER:PASSWORD"."""
+    """One repository's registry, for one pull or push."""
 
-    def __init__(
-        self, reference: Reference, access: Access, progress: Progress, *, credentials: str | None = None
-    ) -> None:
+    def __init__(self, reference: Reference, access: Access, progress: Progress, *, login: Login | None = None) -> None:
         self._reference = reference
         scheme = "http" if reference.host in access.plain else "https"
         self._base = f"{scheme}://{reference.host}/v2/{reference.repository}/"
         self._http = Guarded(access)
         self._progress = progress
-        self._credentials = credentials
+        self._login = login
         self._authorization: str | None = None
 
     def __exit__(
@@ -128,17 +126,16 @@ class Registry(AbstractContextManager["Registry"]):
         """Do what a 401 asks for; False if that was done before."""
         scheme, _, rest = answer.headers.get("www-authenticate", "").partition(" ")
         fields = dict(_CHALLENGE.findall(rest))
-        basic = "Basic " + base64.b64encode((self._credentials or "").encode()).decode()
-        if scheme.lower() == "basic" and self._credentials and self._authorization != basic:
-            self._authorization = basic
+        if scheme.lower() == "basic" and self._login is not None and self._authorization != self._login.header:
+            self._authorization = self._login.header
             return True
         if scheme.lower() != "bearer" or "realm" not in fields or self._authorization is not None:
             return False
         actions = "pull,push" if action == "push" else "pull"
         query = {"service": fields.get("service", ""), "scope": f"repository:{self._reference.repository}:{actions}"}
         mark = "&" if "?" in fields["realm"] else "?"
-        headers = {"Authorization": basic} if self._credentials else {}
-        with self._http.stream("GET", fields["realm"] + mark + urlencode(query), headers=headers) as given:
+        url = fields["realm"] + mark + urlencode(query)
+        with self._http.stream("GET", url, headers=self._introduction(url)) as given:
             if not given.is_success:
                 raise ImageError(
                     f"{self._reference.host} gives no access to {self._reference.repository} ({given.status_code})",
@@ -150,6 +147,23 @@ class Registry(AbstractContextManager["Registry"]):
             raise ImageInvalid(f"{self._reference.host} gives a token that cannot be sent")
         self._authorization = f"Bearer {token}"
         return True
+
+    def _introduction(self, url: str) -> dict[str, str]:
+        """What is said of the user where tokens are given; ImageInvalid for a place that may not know the password."""
+        if self._login is None:
+            return {}
+        target = _url(url)
+        if not self._login.may_go_to(target, httpx.URL(self._base)):
+            raise ImageInvalid(
+                f"{self._reference.host} wants the password to be sent to {target.netloc.decode('ascii')[:200]}"
+                + (" without TLS" if self._without_tls(target) else ""),
+                hint="if that host may know it, name it: auth_host, beside the secret",
+            )
+        return {"Authorization": self._login.header}
+
+    def _without_tls(self, url: httpx.URL) -> bool:
+        """Whether a place that a registry with TLS named has none."""
+        return self._base.startswith("https:") and url.scheme != "https"
 
     # ---- pulling
 
@@ -238,9 +252,13 @@ class Registry(AbstractContextManager["Registry"]):
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(source.stat().st_size)}
         with source.open("rb") as file:
             pieces = iter(lambda: file.read(_PIECE), b"")
-            url = f"{place}{mark}digest={digest}"
+            target = _url(f"{place}{mark}digest={digest}")
+            own = same_origin(target, httpx.URL(self._base))
+            if self._without_tls(target):
+                raise ImageInvalid(f"{self._reference.host} wants the layer to be sent elsewhere without TLS")
+            headers = self._headers(headers) if own else headers  # what opens the registry is for no other host
             size = source.stat().st_size
-            with self._http.stream("PUT", url, headers=self._headers(headers), content=pieces, size=size) as answer:
+            with self._http.stream("PUT", str(target), headers=headers, content=pieces, size=size) as answer:
                 self._check(answer)
 
     def put_manifest(self, body: bytes) -> str:
@@ -272,6 +290,13 @@ class _Read(AbstractContextManager[httpx.Response]):
 
     def __exit__(self, *_: object) -> None:
         return
+
+
+def _url(text: str) -> httpx.URL:
+    try:
+        return httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise ImageInvalid(f"the registry names {text[:200]!r}, which is not a URL: {error}") from error
 
 
 def _bounded(answer: httpx.Response, most: int) -> bytes:

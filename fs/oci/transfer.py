@@ -14,6 +14,7 @@ from fs.guarded import Access
 from fs.oci import config, export, registry
 from fs.oci.archive import Saved
 from fs.oci.layers import Sink, apply
+from fs.oci.login import Login
 from fs.oci.reference import Reference
 from fs.oci.registry import Registry
 from fs.progress import Progress
@@ -31,12 +32,12 @@ def pull(
     reserve: Callable[[int], AbstractContextManager[None]],
     *,
     limits: Limits,
-    credentials: str | None = None,
+    login: Login | None = None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Fetch an image and lay its layers into a tree: its config. reserve makes room for so many bytes of them."""
     with (
-        Registry(reference, access, progress, credentials=credentials) as remote,
+        Registry(reference, access, progress, login=login) as remote,
         progress.stopping(remote.abort),
         tempfile.TemporaryDirectory(prefix="isobox-pull-") as folder,
     ):
@@ -96,12 +97,12 @@ def push(
     contents: Callable[[Node], Iterator[bytes]],
     meant: dict[str, Any],
     *,
-    credentials: str | None = None,
+    login: Login | None = None,
     progress: Progress,
 ) -> str:
     """Send a tree as an image of one layer: the digest of its manifest."""
     with (
-        Registry(reference, access, progress, credentials=credentials) as remote,
+        Registry(reference, access, progress, login=login) as remote,
         progress.stopping(remote.abort),
         tempfile.TemporaryDirectory(prefix="isobox-push-") as folder,
     ):

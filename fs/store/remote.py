@@ -28,8 +28,8 @@ _AGAIN: Final = "pull or publish the image again"
 def open_store(url: str) -> Backend:
     """The store at s3://BUCKET/PREFIX, http(s)://HOST:PORT (a node) or /FOLDER; ImageInvalid for anything else.
 
-    S3 by the usual AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL; a node by the API key in
-    ISOBOX_STORES_KEY.
+    S3 by the usual AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL; a node by its operator's
+    key in ISOBOX_STORES_KEY.
     """
     parts = urlsplit(url)
     if parts.scheme == "s3" and parts.netloc:
@@ -145,7 +145,8 @@ class Peer:
             raise StoreUnreachable(f"the node {self._url} does not answer: {error or type(error).__name__}") from error
         if answer.status == HTTPStatus.NOT_FOUND:
             return None
-        hint = "set ISOBOX_STORES_KEY to one of its API keys" if answer.status == HTTPStatus.UNAUTHORIZED else ""
+        refused = answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+        hint = "set ISOBOX_STORES_KEY to its operator's key" if refused else ""
         raise StoreUnreachable(f"the node {self._url} answers {answer.status}", hint=hint)
 
     def put(self, key: str, source: Path) -> None:

@@ -35,8 +35,8 @@ def ls() -> None:
 
 @gpu_app.command()
 def clear(uuid: Annotated[str, typer.Argument(help="The GPU's UUID.")]) -> None:
-    """Say that a quarantined GPU is well; its memory is overwritten, and it is free."""
-    with closing(Transport(Config.find(None, None))) as transport:
+    """Say that a quarantined GPU is well; its memory is overwritten, and it is free (with the operator's key)."""
+    with closing(Transport(Config.find_operator())) as transport:
         transport.send(calls.system("POST", f"/v1/gpus/{uuid}/clear"))
 
 

@@ -15,6 +15,7 @@ from isobox.values import ImageInfo
 
 image_app = typer.Typer(no_args_is_help=True, help="Images: what sandboxes begin with.")
 Secret = Annotated[str | None, typer.Option(help="A secret that holds USER:PASSWORD for the registry.")]
+AuthHost = Annotated[str | None, typer.Option(help="A further host that the registry may send the password to.")]
 ImageArgument = Annotated[str, typer.Argument(help="An image's name or id.")]
 
 
@@ -77,9 +78,11 @@ def pull(
     reference: Annotated[str, typer.Argument(help="HOST/REPOSITORY:TAG.")],
     name: Annotated[str, typer.Argument(help="What to call it here.")],
     secret: Secret = None,
+    auth_host: AuthHost = None,
 ) -> None:
     """Make an image of one in a registry."""
-    _told(Image.from_registry(reference, secret=secret).build(name, on_log=to_stderr))
+    image = Image.from_registry(reference, secret=secret, auth_host=auth_host)
+    _told(image.build(name, on_log=to_stderr))
 
 
 @image_app.command()
@@ -87,9 +90,10 @@ def push(
     image: ImageArgument,
     reference: Annotated[str, typer.Argument(help="HOST/REPOSITORY:TAG.")],
     secret: Secret = None,
+    auth_host: AuthHost = None,
 ) -> None:
     """Send an image to a registry."""
-    body = calls.without_none({"reference": reference, "secret": secret})
+    body = calls.without_none({"reference": reference, "secret": secret, "auth_host": auth_host})
     call = calls.Call("POST", f"/v1/images/{image}/push", json=body, safe=False, read_timeout_s=None)
     print(_transport().send(call)["digest"])
 
@@ -130,9 +134,12 @@ def rm(image: ImageArgument) -> None:
 
 
 @image_app.command()
-def prune() -> None:
-    """Delete what builds kept of their steps, and contents that no image has any more."""
-    _transport().send(calls.Call("POST", "/v1/images/prune", read_timeout_s=None))
+def prune(
+    all_tenants: Annotated[bool, typer.Option("--all-tenants", help="Of all, with the operator's key.")] = False,
+) -> None:
+    """Delete what your builds kept of their steps, and contents that no image has any more."""
+    transport = Transport(Config.find_operator()) if all_tenants else _transport()
+    transport.send(calls.Call("POST", "/v1/images/prune", read_timeout_s=None))
 
 
 @image_app.command()

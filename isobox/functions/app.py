@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar, Unpack
 from isobox.calls import system
 from isobox.config import Config
 from isobox.functions import codec, marks
-from isobox.functions.calls import Show, new_id, show
+from isobox.functions.calls import Show, Trust, new_id, show
 from isobox.functions.cls import Class, again
 from isobox.functions.errors import FunctionError
 from isobox.functions.made import Made
@@ -180,16 +180,22 @@ class Function(Remote[P, R]):
         self._made = made
 
     @staticmethod
-    def from_name(app: str, name: str, *, url: str | None = None, api_key: str | None = None) -> "Deployed":
-        """A function of a deployed app, as it is in force at each call."""
-        return Deployed(app, name, Config.find(url, api_key))
+    def from_name(
+        app: str, name: str, *, trust: Trust = "safe", url: str | None = None, api_key: str | None = None
+    ) -> "Deployed":
+        """A function of a deployed app, as it is in force at each call.
+
+        trust="pickle" lets any value come back, and code of the container's with it. That is the caller's to say,
+        whatever the function was deployed with: somebody else may have deployed it, or deploy another one tomorrow.
+        """
+        return Deployed(app, name, Config.find(url, api_key), trust=trust)
 
     def __repr__(self) -> str:
         return f"<Function {self._app.name}.{self._name}>"
 
     def __reduce__(self) -> Any:
         """Inside it is the plain one, with what calls it elsewhere."""
-        return again, (self._app.name, self.isobox_local)
+        return again, (self._app.name, self.isobox_local, self._trust)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run it here."""
@@ -213,11 +219,11 @@ class Function(Remote[P, R]):
 class Deployed(Remote[..., Any]):
     """A function of a deployed app; a method of a class as "Class.method". Close it, or use it in a `with` block."""
 
-    def __init__(self, app: str, name: str, config: Config) -> None:
+    def __init__(self, app: str, name: str, config: Config, *, trust: Trust = "safe") -> None:
         session = Session(config, Transport(config), show)
         kind, dot, self._method = name.rpartition(".")
         self._function = kind if dot else name
-        super().__init__(name, lambda: session, is_generator=None, trust="safe")
+        super().__init__(name, lambda: session, is_generator=None, trust=trust)
         self._app = app
 
     def __repr__(self) -> str:
@@ -240,7 +246,6 @@ class Deployed(Remote[..., Any]):
         for name in (self._name, self._function):
             if name in found:
                 self._by_method = name != self._name
-                self._trust = found[name]["trust"]
                 return str(found[name]["id"])
         raise FunctionError(f"app {self._app} has no function {self._name}; it has {', '.join(found) or 'none'}")
 

@@ -64,10 +64,10 @@ class Class(Generic[T]):
 
     def __reduce__(self) -> Any:
         """Inside it is another one, of the same app."""
-        return again, (self._app, self.isobox_local)
+        return again, (self._app, self.isobox_local, self._trust)
 
 
-def again(app: str, plain: Any) -> Any:
+def again(app: str, plain: Any, trust: Trust = "safe") -> Any:
     """What a function or class of a script is sent as: here the plain one (inside see `inside/entry.py`)."""
     return plain
 

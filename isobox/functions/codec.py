@@ -254,7 +254,9 @@ def _unpickled(data: bytes) -> Any:
 
 def decode_result(data: bytes, trust: str) -> Any:
     """What came back; ValueError for a pickle that nobody asked for."""
-    if data[:1] == b"p" and trust == "pickle":
+    if data[:1] == b"p":
+        if trust != "pickle":
+            raise ValueError('a value of another kind: it is pickled, and whoever called did not say trust="pickle"')
         return _unpickled(data[1:])
     return decode(data)
 

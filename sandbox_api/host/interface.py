@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from fs.buckets.objects import Keys as Keys
 from fs.buckets.objects import Place as Place
 from fs.compare import Difference as Difference
+from fs.oci.login import Login
 from gpu.device import Device as Device
 from gpu.device import Inventory as Inventory
 from gpu.device import Sample as Sample
@@ -318,7 +319,7 @@ class Images(Protocol):
     async def ensure(self, name: str) -> ImageFacts:
         """The image of that name, built or renewed first where it has to be."""
 
-    def pull(self, name: str, reference: str, credentials: str | None) -> AsyncIterator[str | ImageFacts]:
+    def pull(self, name: str, reference: str, login: Login | None) -> AsyncIterator[str | ImageFacts]:
         """Make an image of one in a registry."""
 
     def derive(
@@ -326,7 +327,7 @@ class Images(Protocol):
     ) -> AsyncIterator[str | ImageFacts]:
         """Make an image of another one's files, with a copy's (`Copies.take_files`) over them."""
 
-    def push(self, name: str, reference: str, credentials: str | None) -> AsyncIterator[str]:
+    def push(self, name: str, reference: str, login: Login | None) -> AsyncIterator[str]:
         """Send an image to a registry; the last line is the digest of its manifest there."""
 
     async def blob(self, key: str, offset: int, length: int) -> bytes | None:

@@ -13,6 +13,7 @@ from fs.guarded import Access
 from fs.image import Image
 from fs.images import ImageStore
 from fs.oci.layers import apply
+from fs.oci.login import Login
 from fs.progress import Progress
 from fs.store.store import Writer
 from fs.tree import Tree
@@ -51,9 +52,9 @@ class LocalImages:
         async with self._building:
             return await asyncio.to_thread(self._store.ensure, name)
 
-    async def pull(self, name: str, reference: str, credentials: str | None) -> AsyncIterator[str | ImageFacts]:
+    async def pull(self, name: str, reference: str, login: Login | None) -> AsyncIterator[str | ImageFacts]:
         def work(progress: Progress) -> ImageFacts:
-            found = self._store.pull(name, reference, self._access, credentials=credentials, progress=progress)
+            found = self._store.pull(name, reference, self._access, login=login, progress=progress)
             return _facts(found)
 
         async for each in _told(work):
@@ -88,13 +89,13 @@ class LocalImages:
         async for each in _told(work):
             yield each
 
-    async def push(self, name: str, reference: str, credentials: str | None) -> AsyncIterator[str]:
+    async def push(self, name: str, reference: str, login: Login | None) -> AsyncIterator[str]:
         if (image := self._store.named(name)) is None:
             raise UnknownImage(f"there is no image {name!r}")
 
         def work(progress: Progress) -> str:
             self._store.elsewhere.localise(image)
-            return self._store.push(image, reference, self._access, credentials=credentials, progress=progress)
+            return self._store.push(image, reference, self._access, login=login, progress=progress)
 
         async for each in _told(work):
             yield each

@@ -13,14 +13,19 @@ STEPS_MAX = 100
 
 ImageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 SecretName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+AuthHost = Annotated[str, Field(pattern=r"^([A-Za-z0-9.-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?$")]
 Place = Annotated[Text, Field(pattern=r"^/", max_length=4095)]
 
 
 class RegistrySource(Strict):
-    """An image in a registry, HOST/REPOSITORY:TAG; `secret` names a secret that holds USER:PASSWORD."""
+    """An image in a registry, HOST/REPOSITORY:TAG; `secret` names a secret that holds USER:PASSWORD.
+
+    The password is sent to the registry, to hosts of its own domain, and to `auth_host` (HOST or HOST:PORT).
+    """
 
     reference: Annotated[Text, Field(min_length=1, max_length=512)]
     secret: SecretName | None = None
+    auth_host: AuthHost | None = None
 
 
 class Run(Strict):
@@ -110,10 +115,11 @@ class ImagePage(Page):
 
 
 class PushImage(Strict):
-    """Where to send it: HOST/REPOSITORY:TAG; `secret` names a secret that holds USER:PASSWORD."""
+    """Where to send it: HOST/REPOSITORY:TAG; `secret` and `auth_host` as in RegistrySource."""
 
     reference: Annotated[Text, Field(min_length=1, max_length=512)]
     secret: SecretName | None = None
+    auth_host: AuthHost | None = None
 
 
 class Pushed(BaseModel):

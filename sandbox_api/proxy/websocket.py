@@ -1,21 +1,24 @@
 """A websocket passed on: the client's side is the server's own, the program's side is spoken here (RFC 6455)."""
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
 
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidHandshake
-from websockets.frames import Frame, Opcode
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import Event
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
 from sandbox_api.host.interface import Ports
+from sandbox_api.listener.pieces import PieceSize
 from sandbox_api.problems import Problem
 from sandbox_api.proxy.headers import Headers
 
 MESSAGE_MAX = 16 << 20
+FRAGMENTS_MAX = 1024
 
 
 class Upstream:
@@ -30,8 +33,11 @@ class Upstream:
             max_size=MESSAGE_MAX,
         )
         self._events: deque[Event] = deque()
+        self._unparsed = memoryview(b"")
+        self._piece = PieceSize()
         self._parts: list[bytes] = []
         self._text = False
+        self._failed = False
 
     async def open(self, headers: Headers) -> str | None:
         """Shake hands; the subprotocol that the program chose. 502 where it does not want a websocket."""
@@ -60,13 +66,22 @@ class Upstream:
         )
 
     async def _hear(self) -> bool:
-        data = await self._ports.receive(self._connection)
-        if data:
-            self._protocol.receive_data(data)
+        """Parse some of what came: tiny frames in small pieces, with others' turn between. False at the end."""
+        if not self._unparsed:
+            self._unparsed = memoryview(await self._ports.receive(self._connection))
+            if not self._unparsed:
+                self._protocol.receive_eof()
+                await self._flush()
+                return False
         else:
-            self._protocol.receive_eof()
+            await asyncio.sleep(0)
+        piece, self._unparsed = self._unparsed[: self._piece.bytes], self._unparsed[self._piece.bytes :]
+        self._protocol.receive_data(bytes(piece))
+        parsed = self._protocol.events_received()
+        self._piece.parsed(len(parsed))
+        self._events += parsed
         await self._flush()
-        return bool(data)
+        return True
 
     async def _flush(self) -> None:
         for data in self._protocol.data_to_send():
@@ -93,16 +108,22 @@ class Upstream:
         """The program's next message; None when it has closed (`close_code` tells how)."""
         while True:
             self._events += self._protocol.events_received()
-            while self._events:
+            while self._events and not self._failed:
                 if isinstance(event := self._events.popleft(), Frame) and (message := self._join(event)) is not None:
                     return message
-            if self._protocol.close_rcvd is not None or not await self._hear():
+            if self._failed or self._protocol.close_rcvd is not None or not await self._hear():
+                await self._flush()
                 return None
 
     def _join(self, frame: Frame) -> str | bytes | None:
         if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
             self._parts, self._text = [], frame.opcode is Opcode.TEXT
         elif frame.opcode is not Opcode.CONT:
+            return None
+        if len(self._parts) >= FRAGMENTS_MAX:
+            self._protocol.fail(CloseCode.POLICY_VIOLATION, f"a message has at most {FRAGMENTS_MAX} fragments")
+            self._failed = True
+            self._parts.clear()
             return None
         self._parts.append(bytes(frame.data))
         if not frame.fin:

@@ -8,9 +8,10 @@ from starlette.requests import HTTPConnection
 
 from common.ids import is_id
 from common.tasks import TaskOwner
+from sandbox_api.auth import Caller
 from sandbox_api.host.interface import Host
 from sandbox_api.metrics import Metrics
-from sandbox_api.problems import not_found
+from sandbox_api.problems import Problem, not_found
 from sandbox_api.services.contexts import ContextService
 from sandbox_api.services.copies import CopyService
 from sandbox_api.services.egress import EgressService
@@ -64,8 +65,31 @@ async def _services(connection: HTTPConnection) -> Services:
     return found
 
 
+async def _caller(connection: HTTPConnection) -> Caller:
+    caller: Caller = connection.state.caller
+    return caller
+
+
 async def _tenant(connection: HTTPConnection) -> str:
-    return str(connection.state.tenant)
+    caller: Caller = connection.state.caller
+    if caller.tenant is None:
+        raise Problem(
+            403,
+            "tenant_key_needed",
+            "the operator's key stands for no tenant",
+            hint="use a tenant's key; the first one is in the server's state directory, file api-key",
+        )
+    return caller.tenant
+
+
+async def _operator(connection: HTTPConnection) -> None:
+    if not connection.state.caller.is_operator:
+        raise Problem(
+            403,
+            "operator_key_needed",
+            "this is for the server's operator alone: it tells of all tenants, or acts on what is everybody's",
+            hint="use the operator's key, which is in the server's state directory, file operator-key",
+        )
 
 
 async def _sandbox_id(sandbox_id: Annotated[str, Path(max_length=64)]) -> str:
@@ -87,7 +111,10 @@ async def _snapshot_id(snapshot_id: Annotated[str, Path(max_length=64)]) -> str:
 
 
 Use = Annotated[Services, Depends(_services)]
+AnyCaller = Annotated[Caller, Depends(_caller)]
+"""A tenant or the operator: the route says what it does for each."""
 Tenant = Annotated[str, Depends(_tenant)]
+Operator = Annotated[None, Depends(_operator)]
 SandboxId = Annotated[str, Depends(_sandbox_id)]
 ExecId = Annotated[str, Depends(_exec_id)]
 SnapshotId = Annotated[str, Depends(_snapshot_id)]

@@ -55,8 +55,9 @@ async def get(use: Use, tenant: Tenant, function_id: FunctionId) -> Function:
 @router.delete("/v1/functions/{function_id}", status_code=204, responses=problems())
 async def retire(use: Use, tenant: Tenant, function_id: FunctionId) -> None:
     """Keep no containers of it ready any more, unless an app that is deployed or runs has it; calls go on."""
-    if not use.runs.is_used(tenant, function_id):
-        await use.functions.retire(tenant, function_id)
+    record = await use.functions.get(tenant, function_id)
+    if not use.runs.is_used(tenant, record.id):
+        await use.functions.retire(tenant, record.id)
 
 
 @router.get("/v1/functions/{function_id}/logs", responses=problems())

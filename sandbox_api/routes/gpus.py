@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query
 
 from sandbox_api.models.gpus import GpuPage
 from sandbox_api.models.usage import UsagePage
-from sandbox_api.routes.context import Tenant, Use, problems
+from sandbox_api.routes.context import Operator, Tenant, Use, problems
 
 router = APIRouter(tags=["gpus"])
 Uuid = Annotated[str, Path(max_length=128)]
@@ -20,9 +20,9 @@ async def list_(use: Use, tenant: Tenant) -> GpuPage:
     return await use.gpus.all(tenant)
 
 
-@router.post("/v1/gpus/{uuid}/clear", status_code=204, responses=problems(409))
-async def clear(use: Use, uuid: Uuid, _: Tenant) -> None:
-    """Say that a quarantined GPU is well: its memory is overwritten, and it is free."""
+@router.post("/v1/gpus/{uuid}/clear", status_code=204, responses=problems(403, 409))
+async def clear(use: Use, uuid: Uuid, _: Operator) -> None:
+    """Say that a quarantined GPU is well: its memory is overwritten, and it is free. For the operator's key."""
     await use.gpus.clear(uuid)
 
 

@@ -8,7 +8,7 @@ from fastapi.responses import StreamingResponse
 
 from sandbox_api.models.images import ChangedFile, CreateImage, Image, ImageDiff, ImagePage, Pushed, PushImage
 from sandbox_api.problems import Problem, not_found
-from sandbox_api.routes.context import Tenant, Use, problems
+from sandbox_api.routes.context import AnyCaller, Operator, Tenant, Use, problems
 from sandbox_api.routes.streams import After, LastEventId, sse
 from sandbox_api.services.images import describe
 
@@ -77,9 +77,12 @@ async def push(use: Use, tenant: Tenant, image: ImageId, request: PushImage) -> 
 
 
 @router.post("/prune", status_code=204, responses=problems())
-async def prune(use: Use, tenant: Tenant) -> None:
-    """Delete what builds kept of their steps, and contents that no image has any more."""
-    await use.images.prune()
+async def prune(use: Use, caller: AnyCaller) -> None:
+    """Delete what builds kept of their steps, and contents that no image has any more.
+
+    The steps are the caller's own; the operator's key deletes those of all tenants.
+    """
+    await use.images.prune(caller.tenant)
 
 
 @router.delete("/{image}", status_code=204, responses=problems(409))
@@ -100,14 +103,17 @@ async def uploaded(use: Use, tenant: Tenant, digest: Digest) -> Response:
     return Response(status_code=200 if use.uploads.has(tenant, digest) else 404)
 
 
-@store_router.get("/{key:path}", responses=problems(416), response_class=Response)
+@store_router.get("/{key:path}", responses=problems(403, 416), response_class=Response)
 async def read_store(
     use: Use,
-    tenant: Tenant,
+    _: Operator,
     key: Annotated[str, Path(pattern=r"^(names|images|packs)/[a-z0-9._-]{1,64}$")],
     range_: Annotated[str | None, Header(alias="Range", max_length=100)] = None,
 ) -> Response:
-    """What another node reads of this one's images: names, recipes, parts of packs. `Range` asks for a part."""
+    """Read this node's images from another one: names, recipes, parts of packs. `Range` asks for a part.
+
+    For the operator's key: a pack may hold files of tenants' images beside those of the machine's.
+    """
     match = _STORE_RANGE.fullmatch(range_ or f"bytes=0-{_STORE_PART - 1}")
     if match is None or not 0 <= int(match[2]) - int(match[1]) < _STORE_PART:
         hint = f"ask for bytes=FIRST-LAST, {_STORE_PART >> 20} MiB at most"

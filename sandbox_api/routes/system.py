@@ -5,7 +5,7 @@ from typing import Literal
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
-from sandbox_api.routes.context import Use
+from sandbox_api.routes.context import Operator, Use, problems
 
 router = APIRouter()
 
@@ -28,9 +28,9 @@ async def readyz() -> Health:
     return Health()
 
 
-@router.get("/metrics", tags=["system"], response_class=Response)
-async def metrics(use: Use) -> Response:
-    """Prometheus metrics."""
+@router.get("/metrics", tags=["system"], responses=problems(403), response_class=Response)
+async def metrics(use: Use, _: Operator) -> Response:
+    """Prometheus metrics, of all tenants: for the operator's key."""
     use.metrics.sandboxes.set(len(use.registry.live))
     use.metrics.tell_pool(use.host.shelves())
     use.metrics.tell_functions(use.functions.facts())

@@ -121,7 +121,7 @@ class Builder:
 
     async def _step(self, running: _Running, state: _State, step: Run | Workdir | Copy) -> None:
         """Do a step that changes files, or take what it came to before."""
-        tenant, key = running.tenant, _key(state, step, running.source)
+        tenant, key = running.tenant, _key(running.tenant, state, step, running.source)
         if (known := await self._known(tenant, key)) is not None:
             _line(running.tell, "as before")
             if state.sandbox is not None:  # an earlier step ran here, and this one did once, elsewhere
@@ -199,9 +199,10 @@ class Builder:
         state.below = ready
 
 
-def _key(state: _State, step: Run | Workdir | Copy, source: BuildSource) -> str:
+def _key(tenant: str, state: _State, step: Run | Workdir | Copy, source: BuildSource) -> str:
+    """By which a step's result is found again. A tenant's own: the same step by another one is another result."""
     env, workdir = state.config.get("env", {}), state.config.get("workdir")
-    said = [state.image.digest, env, workdir, step.model_dump(), asked(source.network)]
+    said = [tenant, state.image.digest, env, workdir, step.model_dump(), asked(source.network)]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:40]
 
 

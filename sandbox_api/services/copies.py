@@ -87,11 +87,12 @@ class CopyService:
             raise invalid("only memory snapshots can be templates", "leave `template` out, or take kind=memory")
         live = await self._registry.usable(tenant, sandbox_id)
         quota = self._settings.snapshot_quota_mb << 20
-        if (used := await self._store.snapshot_bytes()) >= quota:
+        if await self._store.snapshot_bytes(None) >= quota:
+            own = await self._store.snapshot_bytes(tenant)
             raise Problem(
                 507,
                 "snapshot_quota",
-                f"snapshots take {used >> 20} of {quota >> 20} MiB",
+                f"the server's {quota >> 20} MiB for snapshots are full, {own >> 20} of them with yours",
                 hint="delete some, or give them a ttl_s",
             )
         id_ = new_id("snp")

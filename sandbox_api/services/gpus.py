@@ -196,8 +196,10 @@ class GpuService:
         return GpuPage(driver=inventory.driver, problem=inventory.problem, waiting=len(self._waiting), gpus=gpus)
 
     def _describe(self, device: Device, inventory: Inventory, state: str, tenant: str) -> Gpu:
-        sample = inventory.samples.get(device.uuid, Sample())
         live = self._registry.live.get(self._used.get(device.uuid, ""))
+        own = live is not None and live.record.tenant == tenant
+        # How hard another tenant's GPU works is that tenant's affair.
+        sample = inventory.samples.get(device.uuid, Sample()) if own or state != "used" else Sample()
         kept = self._kept.get(device.uuid, _Kept())
         return Gpu(
             uuid=device.uuid,
@@ -210,7 +212,7 @@ class GpuService:
             parent=device.parent,
             state=state,  # type: ignore[arg-type]  # one of its states
             reason=kept.quarantined or inventory.sick.get(device.uuid),
-            sandbox=live.record.id if live is not None and live.record.tenant == tenant else None,
+            sandbox=live.record.id if live is not None and own else None,
             memory_used_mb=sample.memory_used_mb,
             utilization=sample.utilization,
             temperature=sample.temperature,

@@ -15,10 +15,11 @@ from common.tasks import TaskOwner
 from fs.bases import BASES
 from fs.errors import UnknownImage
 from fs.image import STEP
+from fs.oci.login import Login
 from isolation.execlog import Event, EventType, Gap
 from sandbox_api.host.interface import CopyFacts, Difference, Host, ImageFacts
 from sandbox_api.models.common import time_of
-from sandbox_api.models.images import Copy, CreateImage, Image, ImageFailure, PushImage
+from sandbox_api.models.images import Copy, CreateImage, Image, ImageFailure, PushImage, RegistrySource
 from sandbox_api.output.follow import follow
 from sandbox_api.problems import Problem, from_error, not_found
 from sandbox_api.services.builder import Builder, StepFailed
@@ -115,7 +116,7 @@ class ImageService:
     async def _check(self, tenant: str, request: CreateImage) -> None:
         """What can be said at once is said at once."""
         if request.registry is not None:
-            await self._credentials(tenant, request.registry.secret)
+            await self._login(tenant, request.registry)
         elif request.snapshot is not None:
             found = await self._store.snapshot(tenant, request.snapshot)
             if found is None:
@@ -157,8 +158,8 @@ class ImageService:
         if request.build is not None:
             return await self._builder.build(record.tenant, record.id, request.build, log.append)
         if request.registry is not None:
-            secret = await self._credentials(record.tenant, request.registry.secret)
-            told = self._host.images.pull(record.id, request.registry.reference, secret)
+            login = await self._login(record.tenant, request.registry)
+            told = self._host.images.pull(record.id, request.registry.reference, login)
         else:
             told = await self._of_snapshot(record, str(request.snapshot))
         found: ImageFacts | None = None
@@ -179,13 +180,13 @@ class ImageService:
         meant = {name: value for name, value in config.items() if value}
         return self._host.images.derive(record.id, snapshot.sandbox["image_digest"], copy, meant)
 
-    async def _credentials(self, tenant: str, name: str | None) -> str | None:
-        if name is None:
+    async def _login(self, tenant: str, asked: RegistrySource | PushImage) -> Login | None:
+        if (name := asked.secret) is None:
             return None
         value = await self._secrets.value(tenant, (await self._secrets.get(tenant, name)).name)
         if value is None or ":" not in value:
             raise Problem(422, "secret_invalid", f"secret {name} is not USER:PASSWORD", hint="store it again so")
-        return value
+        return Login(value, asked.auth_host)
 
     async def _fail(self, record: ImageRecord, log: OpenLog, error: IsoboxError) -> None:
         problem = from_error(error)
@@ -254,15 +255,15 @@ class ImageService:
     async def push(self, tenant: str, name: str, request: PushImage) -> str:
         """Send an image to a registry: its manifest's digest there."""
         found = await self._catalog.find(tenant, name)
-        secret = await self._credentials(tenant, request.secret)
+        login = await self._login(tenant, request)
         digest = ""
-        async for line in self._host.images.push(found.name, request.reference, secret):
+        async for line in self._host.images.push(found.name, request.reference, login):
             digest = line
         return digest
 
-    async def prune(self) -> None:
-        """Forget what steps came to, and everything that no image needs."""
-        for key in await self._store.forget_steps():
+    async def prune(self, tenant: str | None) -> None:
+        """Forget what a tenant's steps came to, or with None all tenants', and everything that no image needs."""
+        for key in await self._store.forget_steps(tenant):
             with contextlib.suppress(UnknownImage):
                 await self._host.images.remove(STEP + key)
         await self._host.images.prune()
@@ -277,7 +278,8 @@ class ImageService:
                 raise Problem(409, "image_not_ready", "the image is being made still", hint="try again", retryable=True)
             record = await self._catalog.own(tenant, record.id)  # it may have been ready just before
         if record.digest is not None:
-            users = await self._store.image_users(record.digest)
+            # Others' sandboxes of equal files have names of their own for them, which keep them.
+            users = await self._store.image_users(tenant, record.digest)
             if users:
                 raise Problem(
                     409,

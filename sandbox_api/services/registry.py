@@ -65,7 +65,7 @@ class Registry:
             raise Problem(
                 429,
                 "too_many_sandboxes",
-                f"there are {len(self.live)} of {limit} sandboxes already",
+                f"the server's {limit} sandboxes are all in use",
                 hint="terminate some, or try again later",
                 retryable=True,
             )

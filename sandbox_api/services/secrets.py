@@ -11,9 +11,11 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from common import atomic
 from netpolicy.certificates import new_authority
 from sandbox_api.host.interface import Authority
 from sandbox_api.problems import Problem, not_found
+from sandbox_api.settings import SettingsError
 from sandbox_api.store.records import SecretRecord
 from sandbox_api.store.store import Store
 
@@ -31,17 +33,20 @@ class Seal:
 
     @classmethod
     def load(cls, state: Path) -> "Seal":
-        """By the key in state/secrets.key (0600), made on first use."""
+        """By the key in state/secrets.key (0600), made on first use; SettingsError for one that is cut short."""
         path = state / "secrets.key"
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
-            return cls(path.read_bytes())
-        key = os.urandom(_KEY_BYTES)
-        with os.fdopen(fd, "wb") as file:
-            file.write(key)
-            file.flush()
-            os.fsync(file.fileno())
+            if not path.exists():
+                atomic.create(path, os.urandom(_KEY_BYTES))
+            key = path.read_bytes()
+        except OSError as error:
+            hint = "make room for it, and see the folder's mode"
+            raise SettingsError(f"{path} cannot be made or read: {error.strerror}", hint=hint) from error
+        if len(key) != _KEY_BYTES:
+            raise SettingsError(
+                f"{path} has {len(key)} bytes instead of {_KEY_BYTES}: it is not the key that secrets were sealed with",
+                hint="restore it from a backup; or delete it, and store every secret again",
+            )
         return cls(key)
 
     def close(self, text: str, place: str) -> bytes:

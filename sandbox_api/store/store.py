@@ -271,9 +271,10 @@ class Store:
         rows = self._db.execute("select doc from snapshots where json_extract(doc, '$.template')")
         return [SnapshotRecord(**json.loads(row[0])) for row in rows]
 
-    async def snapshot_bytes(self) -> int:
-        """What all of them take on disk."""
-        row = self._db.execute("select sum(json_extract(doc, '$.size_bytes')) from snapshots").fetchone()
+    async def snapshot_bytes(self, tenant: str | None) -> int:
+        """What a tenant's snapshots take on disk, or with None all."""
+        query = "select sum(json_extract(doc, '$.size_bytes')) from snapshots where tenant = coalesce(?, tenant)"
+        row = self._db.execute(query, (tenant,)).fetchone()
         return int(row[0] or 0)
 
     async def forget_snapshot(self, id_: str) -> None:
@@ -352,13 +353,14 @@ class Store:
         """Delete the record."""
         self._db.execute("delete from images where id = ?", (id_,))
 
-    async def image_users(self, digest: str) -> list[str]:
-        """Ids of sandboxes that have not ended, and of snapshots, that need the image of that digest."""
+    async def image_users(self, tenant: str, digest: str) -> list[str]:
+        """Ids of the tenant's sandboxes that have not ended, and snapshots, that need the image of that digest."""
         marks = ", ".join("?" * len(FINAL))
         rows = self._db.execute(
-            f"select id from sandboxes where json_extract(doc, '$.image_digest') = ? and state not in ({marks})"  # noqa: S608
-            " union all select id from snapshots where json_extract(doc, '$.sandbox.image_digest') = ?",
-            (digest, *FINAL, digest),
+            f"select id from sandboxes where tenant = ? and json_extract(doc, '$.image_digest') = ?"  # noqa: S608
+            f" and state not in ({marks}) union all select id from snapshots where tenant = ?"
+            " and json_extract(doc, '$.sandbox.image_digest') = ?",
+            (tenant, digest, *FINAL, tenant, digest),
         )
         return [row[0] for row in rows]
 
@@ -371,9 +373,16 @@ class Store:
         row = self._db.execute("select digest from steps where tenant = ? and key = ?", (tenant, key)).fetchone()
         return row[0] if row else None
 
-    async def forget_steps(self) -> list[str]:
-        """Forget what all steps came to; their keys."""
-        return [row[0] for row in self._db.execute("delete from steps returning key")]
+    async def forget_steps(self, tenant: str | None) -> list[str]:
+        """Forget what a tenant's steps came to, or with None all tenants'; the keys that nobody has any more."""
+        query, values = "delete from steps", []
+        if tenant is not None:
+            query, values = query + " where tenant = ?", [tenant]
+        self._db.execute("begin immediate")
+        keys = {row[0] for row in self._db.execute(query + " returning key", values)}
+        keys -= {row[0] for row in self._db.execute("select key from steps")}
+        self._db.execute("commit")
+        return sorted(keys)
 
     # ---- volumes
 

@@ -46,6 +46,12 @@ def http(server: Server) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def operator(server: Server) -> Iterator[httpx.Client]:
+    with server.operator() as client:
+        yield client
+
+
 @pytest.fixture(scope="module")
 def sandbox(server: Server) -> Iterator[isobox.Sandbox]:
     with isobox.Sandbox.create(url=server.url, api_key=server.key, timeout_s=600) as found:

@@ -1,6 +1,7 @@
 """What `isobox deploy` puts in force in the tests."""
 
 import subprocess
+from typing import Any
 
 import isobox
 
@@ -11,6 +12,12 @@ app = isobox.App("deployed")
 def double(x: int) -> int:
     """Twice."""
     return 2 * x
+
+
+@app.function(max_containers=1, trust="pickle")
+def type_of(x: Any) -> Any:
+    """Not data."""
+    return type(x)
 
 
 @app.function(max_containers=1, schedule=isobox.Period(seconds=1))

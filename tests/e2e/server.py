@@ -46,6 +46,15 @@ class Server:
     def key(self) -> str:
         return (self.state / "api-key").read_text().strip()
 
+    @property
+    def operator_key(self) -> str:
+        return (self.state / "operator-key").read_text().strip()
+
+    def operator(self) -> httpx.Client:
+        """For what is the operator's alone."""
+        headers = {"Authorization": f"Bearer {self.operator_key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+
     def client(self, **options: object) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=60, **options)  # type: ignore[arg-type]
 

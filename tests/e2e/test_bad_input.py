@@ -130,8 +130,10 @@ def rss_mb(pid: int) -> int:
         return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) >> 10
 
 
-def test_metrics_and_openapi(http: httpx.Client) -> None:
-    assert "isobox_sandboxes_created_total" in http.get("/metrics").text
+def test_metrics_and_openapi(http: httpx.Client, operator: httpx.Client) -> None:
+    assert "isobox_sandboxes_created_total" in operator.get("/metrics").text
+    assert problem(http.get("/metrics"), 403)["code"] == "operator_key_needed"
+    assert problem(operator.get("/v1/sandboxes"), 403)["code"] == "tenant_key_needed"
     document = http.get("/openapi.json").json()
     assert "/v1/sandboxes/{sandbox_id}/exec" in document["paths"]
     json.dumps(document)

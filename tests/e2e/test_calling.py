@@ -225,9 +225,9 @@ def test_secrets_are_in_the_environment_and_nowhere_else(
         nothing.remote()
 
 
-def test_metrics_tell_how_functions_do(running: None, http: httpx.Client) -> None:
+def test_metrics_tell_how_functions_do(running: None, operator: httpx.Client) -> None:
     ca.double.remote(1)
-    found = http.get("/metrics").text
+    found = operator.get("/metrics").text
     labels = f'app="calling",function="double",id="{ca.double.id}"'
     assert f'isobox_function_ended{{{labels},state="done"}}' in found
     assert f'isobox_function_containers{{{labels},state="ready"}}' in found

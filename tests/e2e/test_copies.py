@@ -273,13 +273,13 @@ def test_who_is_idle_is_parked_and_one_wake_serves_all(own_server: Server) -> No
 def test_who_was_parked_goes_on_in_a_sandbox_that_is_ready(own_server: Server) -> None:
     own_server.environment |= {"ISOBOX_POOL_FLOOR": "1", "ISOBOX_POOL_CEILING": "1"}
     own_server.start()
-    with own_server.client() as http:
+    with own_server.client() as http, own_server.operator() as operator:
         path = f"/v1/sandboxes/{http.post('/v1/sandboxes', json={}).json()['id']}"
         id_ = path.split("/")[-1]
         folder = own_server.state / "run" / id_
 
         def ready() -> bool:
-            text = http.get("/metrics").text
+            text = operator.get("/metrics").text
             return re.search(r'^isobox_pool_ready\{.*kind="created".*\} 1\.0$', text, re.MULTILINE) is not None
 
         def works() -> None:
@@ -405,7 +405,11 @@ def test_kill_9_at_any_moment_of_a_copy_leaves_nothing_half_made(own_server: Ser
 
 def test_a_template_is_kept_ready_and_each_claim_is_a_copy_of_its_own(own_server: Server) -> None:
     own_server.start()
-    with Sandbox.create(url=own_server.url, api_key=own_server.key) as sandbox, own_server.client() as http:
+    with (
+        Sandbox.create(url=own_server.url, api_key=own_server.key) as sandbox,
+        own_server.client() as http,
+        own_server.operator() as operator,
+    ):
         path = f"/v1/sandboxes/{sandbox.id}"
         sandbox.run("x = 1")
         process = sandbox.start(*COUNT)
@@ -414,7 +418,7 @@ def test_a_template_is_kept_ready_and_each_claim_is_a_copy_of_its_own(own_server
         assert snapshot["template"]
 
         def restored() -> float:
-            lines = http.get("/metrics").text.splitlines()
+            lines = operator.get("/metrics").text.splitlines()
             found = [line for line in lines if line.startswith("isobox_pool_ready") and 'kind="restored"' in line]
             return float(found[0].split()[-1]) if found else 0.0
 

@@ -33,7 +33,7 @@ def test_what_is_deployed_stays_and_runs_by_itself(own_server: Server) -> None:
     own_server.start()
     said = cli(own_server, "deploy", "deployed_app.py").splitlines()
     assert said == [
-        "deployed version 1: double, tick, report, page, Counter",
+        "deployed version 1: double, type_of, tick, report, page, Counter",
         f"  {own_server.url}/v1/apps/deployed/web/page/",
     ]
     answer = httpx.get(f"{said[1].strip()}passwd", headers={"Authorization": f"Bearer {own_server.key}"})
@@ -43,6 +43,14 @@ def test_what_is_deployed_stays_and_runs_by_itself(own_server: Server) -> None:
         assert double.remote(4) == 8
         assert plus.remote(2) == 7
         assert list(double.map(range(3))) == [0, 2, 4]
+    with by_name(own_server, "type_of") as safe:  # whoever deployed it said trust="pickle", and nobody here did
+        with pytest.raises(isobox.RemoteError, match='it is pickled, and whoever called did not say trust="pickle"'):
+            safe.remote(4)
+        with pytest.raises(isobox.RemoteError, match="it is pickled"):
+            safe.spawn(4).get()
+    where = {"url": own_server.url, "api_key": own_server.key}
+    with isobox.Function.from_name("deployed", "type_of", trust="pickle", **where) as trusting:
+        assert trusting.remote(4) is int
     with own_server.client() as http:
 
         def tick() -> dict[str, str]:

@@ -133,7 +133,7 @@ def test_a_sandbox_has_its_own_and_nobody_elses(server: Server, machine: FakeMac
         assert int(cached) >= 2
         shown = states(server)
         assert [uuid for uuid, state in shown.items() if state == "used"] == sorted(mine)
-        with server.client() as http:
+        with server.operator() as http:
             metrics = http.get("/metrics").text
             assert f'isobox_gpu_used{{kind="h100",sandbox="{sandbox.id}",uuid="{mine[0]}"}} 1.0' in metrics
             for refused_call in (
@@ -270,9 +270,11 @@ def test_what_falls_ill_is_told_and_kept_apart(server: Server, machine: FakeMach
         server.kill()
         server.start()
         until(lambda: states(server)[mine] == "quarantined")
-    with server.client() as http:
-        assert http.post(f"/v1/gpus/{mine}/clear").status_code == 204
-        assert http.post("/v1/gpus/GPU-none/clear").status_code == 404
+    with server.client() as http, server.operator() as operator:
+        refused = http.post(f"/v1/gpus/{mine}/clear")
+        assert (refused.status_code, refused.json()["code"]) == (403, "operator_key_needed")
+        assert operator.post(f"/v1/gpus/{mine}/clear").status_code == 204
+        assert operator.post("/v1/gpus/GPU-none/clear").status_code == 404
         until(lambda: set(states(server).values()) == {"free"})
         machine.set([Fake(0)])
         until(lambda: len(states(server)) == 1)
@@ -365,15 +367,15 @@ def test_drivers_nodes_and_slices_that_do_not_fit(machine: FakeMachine, tmp_path
 def test_pools_of_those_with_gpus(server: Server, machine: FakeMachine) -> None:
     machine.set([Fake(0)])
     server.start()
-    with server.client() as http:
+    with server.operator() as operator:
         for _ in range(2):
             with Sandbox.create("base", gpu="h100", **where(server)):
                 pass
             until(lambda: set(states(server).values()) == {"free"})
-        until(lambda: 'kind="equipped",memory_mb="1024"} 1.0' in http.get("/metrics").text, timeout=30)
+        until(lambda: 'kind="equipped",memory_mb="1024"} 1.0' in operator.get("/metrics").text, timeout=30)
         with Sandbox.create("base", gpu="h100", **where(server)) as sandbox:
             assert sandbox.exec("sh", "-c", "ls /dev | grep -c nvidia").stdout == "3\n"
-            assert 'found="hit",image=' in http.get("/metrics").text
+            assert 'found="hit",image=' in operator.get("/metrics").text
 
 
 def test_by_hand_and_by_an_agent(server: Server, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -256,6 +256,8 @@ class Strange(ThreadingHTTPServer):
             def do_GET(self) -> None:
                 answer(self)
 
+            do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - http.server's names
+
             def log_message(self, *_: object) -> None: ...
 
         super().__init__(("127.0.0.1", port), Handler)
@@ -359,6 +361,48 @@ def test_a_layer_of_nothing_that_reads_as_a_pebibyte(http: httpx.Client, ports: 
         found = make(http, "holes", registry={"reference": f"127.0.0.1:{ports[2]}/app"})
     assert found["failure"]["code"] == "image_invalid"
     assert "unpacks to more than" in found["failure"]["detail"]
+
+
+def test_a_password_goes_to_no_host_that_the_user_did_not_name(http: httpx.Client, ports: tuple[int, int, int]) -> None:
+    origin, heard = Origin(layer({"a": b"1"})), []
+    elsewhere = f"127.0.0.1:{ports[1]}"
+
+    def other(request: BaseHTTPRequestHandler) -> None:
+        heard.append((request.command, request.headers.get("Authorization")))
+        request.rfile.read(int(request.headers.get("Content-Length", "0")))
+        reply(request, 201 if request.command == "PUT" else 200, b'{"token": "abc"}')
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        if request.headers.get("Authorization") != "Bearer abc":
+            reply(request, 401, WWW_Authenticate=f'Bearer realm="http://{elsewhere}/token",service="s"')
+        elif request.command == "HEAD":
+            reply(request, 404)
+        elif request.command == "POST":
+            reply(request, 202, Location=f"http://{elsewhere}/upload?to=here")
+        elif request.command == "PUT":
+            request.rfile.read(int(request.headers.get("Content-Length", "0")))
+            reply(request, 201)
+        elif "/manifests/" in request.path:
+            reply(request, 200, origin.manifest, Content_Type=MANIFEST)
+        else:
+            reply(request, 200, origin.blobs[request.path.rpartition("/")[2]])
+
+    http.put("/v1/secrets/mine", json={"value": "user:secret"}).raise_for_status()
+    source = {"reference": f"127.0.0.1:{ports[2]}/app", "secret": "mine"}
+    with Strange(ports[2], answer), Strange(ports[1], other):
+        failure = make(http, "asks", registry=source)["failure"]
+        assert failure["code"] == "image_invalid"
+        assert failure["detail"] == f"127.0.0.1:{ports[2]} wants the password to be sent to {elsewhere}"
+        assert "auth_host" in failure["hint"]
+        assert heard == []
+        assert make(http, "asks", registry=source | {"auth_host": elsewhere})["state"] == "ready"
+        assert heard == [("GET", "Basic dXNlcjpzZWNyZXQ=")]
+        heard.clear()
+        refused = http.post("/v1/images/asks/push", json=source)
+        assert (refused.status_code, refused.json()["code"]) == (422, "image_invalid")
+        assert heard == []
+        http.post("/v1/images/asks/push", json=source | {"auth_host": elsewhere}).raise_for_status()
+        assert heard == [("GET", "Basic dXNlcjpzZWNyZXQ="), ("PUT", None), ("PUT", None)]
 
 
 @pytest.mark.parametrize("harm", ["layer", "config", "manifest", "redirect", "circle", "kind", "huge", "json", "diff"])

@@ -178,11 +178,11 @@ def test_from_another_node(server: Server, tmp_path: Path) -> None:
     with Sandbox.create("base", url=server.url, api_key=server.key):
         pass  # so that the node has it
     with (
-        fresh_machine(tmp_path, ISOBOX_STORES=server.url, ISOBOX_STORES_KEY=server.key) as far,
+        fresh_machine(tmp_path, ISOBOX_STORES=server.url, ISOBOX_STORES_KEY=server.operator_key) as far,
         Sandbox.create("base", url=far.url, api_key=far.key) as sandbox,
     ):
         assert sandbox.exec("sh", "-c", "echo from afar").stdout == "from afar\n"
-    os.environ["ISOBOX_STORES_KEY"] = server.key
+    os.environ["ISOBOX_STORES_KEY"] = server.operator_key
     try:
         with contextlib.closing(open_store(server.url)) as node:
             assert node.get("names/base") is not None

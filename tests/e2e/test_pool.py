@@ -17,13 +17,13 @@ from isolation.runsc import read_state
 
 
 def ready(server: Server) -> float:
-    with server.client() as http:
+    with server.operator() as http:
         text = http.get("/metrics").text
     return sum(float(value) for value in re.findall(r"^isobox_pool_ready{.*} (\S+)$", text, re.MULTILINE))
 
 
 def claims(server: Server, found: str) -> float:
-    with server.client() as http:
+    with server.operator() as http:
         text = http.get("/metrics").text
     pattern = rf'^isobox_pool_claims{{found="{found}",.*}} (\S+)$'
     return sum(float(value) for value in re.findall(pattern, text, re.MULTILINE))

@@ -70,14 +70,15 @@ class Inert:
 class Reach:
     """A way to call a function elsewhere: `remote`, `spawn`, `map` …; what it takes is imported on use."""
 
-    def __init__(self, app: "App", plain: Callable[..., Any], name: str) -> None:
+    def __init__(self, app: "App", plain: Callable[..., Any], name: str, trust: str) -> None:
         self._app = app
         self._plain = plain
         self._name = name
+        self._trust = trust
 
     def _found(self) -> Any:
         named = importlib.import_module("isobox.functions.named")
-        return getattr(named.function(self._app.name, self._plain), self._name)
+        return getattr(named.function(self._app.name, self._plain, self._trust), self._name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it there."""
@@ -96,22 +97,22 @@ class App:
         """Its name is all that counts here."""
         self.name = name
 
-    def function(self, given: Callable[..., Any] | None = None, **_: Any) -> Any:
-        """A decorator that leaves the function as it is."""
+    def function(self, given: Callable[..., Any] | None = None, *, trust: str = "safe", **_: Any) -> Any:
+        """A decorator that leaves the function as it is. trust is what this code says of its results."""
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
             for name in ("remote", "spawn", "map", "starmap", "for_each", "remote_gen", "map_async"):
-                setattr(function, name, Reach(self, function, name))
+                setattr(function, name, Reach(self, function, name, trust))
             function.local = function  # type: ignore[attr-defined]
             return function
 
         return decorate if given is None else decorate(given)
 
-    def cls(self, given: type | None = None, **_: Any) -> Any:
+    def cls(self, given: type | None = None, *, trust: str = "safe", **_: Any) -> Any:
         """A decorator: the class makes objects elsewhere, as it does outside."""
 
         def decorate(kind: type) -> "Class":
-            return Class(self, marks.prepare(kind))
+            return Class(self, marks.prepare(kind), trust)
 
         return decorate if given is None else decorate(given)
 
@@ -125,13 +126,15 @@ class App:
 class Class:
     """A class of the app: called, it gives an object whose methods are called elsewhere."""
 
-    def __init__(self, app: App, kind: type) -> None:
+    def __init__(self, app: App, kind: type, trust: str) -> None:
         self.isobox_local = kind
         self._app = app
+        self._trust = trust
 
     def __call__(self, **parameters: Any) -> Any:
         """The object with these parameters."""
-        return importlib.import_module("isobox.functions.named").instance(self._app.name, self.isobox_local, parameters)
+        named = importlib.import_module("isobox.functions.named")
+        return named.instance(self._app.name, self.isobox_local, parameters, self._trust)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -139,9 +142,9 @@ class Class:
         return getattr(self.isobox_local, name)
 
 
-def again(app: str, plain: Any) -> Any:
+def again(app: str, plain: Any, trust: str = "safe") -> Any:
     """A function or class of a script, as it is when a pickle brings it here."""
-    return App(app).cls(plain) if isinstance(plain, type) else App(app).function(plain)
+    return App(app).cls(plain, trust=trust) if isinstance(plain, type) else App(app).function(plain, trust=trust)
 
 
 def __getattr__(name: str) -> Any:

@@ -177,7 +177,7 @@ class Asks:
         run = None if question.call is None else question.call.run
         name = (question.query.get("name", ""), question.query.get("parameters"))
         found = await self._runs.find(question.function, run, name)
-        return 200, json.dumps({"id": found.id, "trust": found.asked["trust"]}).encode()
+        return 200, json.dumps({"id": found.id}).encode()
 
     async def create_call(self, question: Question, function: str) -> Answer:
         """A call, one deeper than that which it is made for."""

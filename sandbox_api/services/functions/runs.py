@@ -53,20 +53,21 @@ class RunService:
         self._store = registry.store.functions
         self._functions = functions
         self._runs = {each.id: Run(each) for each in self._store.runs()}
-        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._ended: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """Tenant and id of those that their clients ended."""
 
     # ---- for clients
 
     async def made(self, tenant: str, run: str, function: FunctionRecord) -> None:
         """A client made a function for its run."""
-        if run not in self._ended:
+        if (tenant, run) not in self._ended:
             self._add(self._of(tenant, run, function.app), [function.id])
         elif not self.is_used(tenant, function.id):
             await self._functions.retire(tenant, function.id)
 
     async def heard(self, tenant: str, id_: str, news: RunNews, wait_s: float) -> RunAnswer:
         """A client is there, and listens for so many seconds, or until a container wants something."""
-        if id_ in self._ended:
+        if (tenant, id_) in self._ended:
             return RunAnswer(ended=True)
         run = self._of(tenant, id_, news.app)
         for each in news.functions:
@@ -86,7 +87,7 @@ class RunService:
             run.listening -= 1
             run.heard_at = time.monotonic()
         wanted = [Wanted(name=name, parameters=each) for name, each in run.wanted - making]
-        return RunAnswer(wanted=wanted, ended=id_ in self._ended)
+        return RunAnswer(wanted=wanted, ended=(tenant, id_) in self._ended)
 
     def _note_failures(self, run: Run, news: RunNews) -> None:
         for each in news.failed:
@@ -120,13 +121,13 @@ class RunService:
 
     async def end(self, tenant: str, id_: str) -> None:
         """A client is done: what it made is kept ready for it no more. Idempotent; 404 for another's."""
-        if id_ in self._ended:
+        if (tenant, id_) in self._ended:
             return
         run = self._runs.get(id_)
         if run is None or run.record.tenant != tenant:
             raise not_found("run")
         del self._runs[id_]
-        self._ended[id_] = None
+        self._ended[tenant, id_] = None
         while len(self._ended) > _ENDED_MAX:
             self._ended.popitem(last=False)
         self._store.forget_run(id_)
@@ -212,7 +213,7 @@ class RunService:
                 if not run.listening and run.heard_at + _SILENT_S < time.monotonic():
                     _log.info("a client is gone", app=run.record.app, run=id_)
                     await self.end(run.record.tenant, id_)
-                    self._ended.pop(id_, None)  # it may come back, from a long sleep
+                    self._ended.pop((run.record.tenant, id_), None)  # it may come back, from a long sleep
             await asyncio.sleep(_LOOK_S)
 
 
