@@ -4,6 +4,7 @@ A helper (keeper, gateway, process of lazy images) names its owner in its argume
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ LAZY: Final = "lazy images"
 _PROGRAMS: Final = {"netpolicy.gateway.process": GATEWAY, "fs.lazy.process": LAZY}
 _LOGS: Final = {KEEPER: "keeper.log", GATEWAY: "gateway.log", LAZY: "lazy/lazy.log"}
 _ENDS_WITHIN_S: Final = 10.0
+_ROOT_FLAG: Final = re.compile(r"--?root=")
 _ROOT: Final = re.compile(r"(.+)/run/(sbx[a-z2-7]{26})/runsc")
 
 
@@ -56,9 +58,9 @@ def recognise(pid: int, argv: Sequence[str]) -> Helper | None:
 
 def sandbox_of(argv: Sequence[str]) -> tuple[str, str] | None:
     """Tell by its arguments which (state directory, sandbox) a runsc, a sentry or a gofer works for."""
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        named = following if argument in ("--root", "-root") else argument.partition("=")[2]
-        if (match := _ROOT.fullmatch(named)) is not None and argument.lstrip("-").startswith("root"):
+    for name, value in itertools.pairwise(argv):  # --root X, or --root=X
+        named = value if name in ("-root", "--root") else value.partition("=")[2] if _ROOT_FLAG.match(value) else ""
+        if (match := _ROOT.fullmatch(named)) is not None:
             return match[1], match[2]
     return None
 
@@ -108,10 +110,16 @@ def _located(helper: Helper) -> Helper:
 
 
 def anchored(helper: Helper) -> bool:
-    """Whether the state directory that a helper names is still the one that it was started in: by its log there."""
+    """Tell whether the state directory that a helper names is still the one that it was started in.
+
+    Its log lies there. Of a process that has just ended, or that we may not look into, the answer is yes.
+    """
     try:
-        there = os.stat(Path(helper.state) / _LOGS[helper.kind])
-        return os.path.samestat(os.stat(f"/proc/{helper.pid}/fd/1"), there)
+        log = os.stat(f"/proc/{helper.pid}/fd/1")
+    except OSError:
+        return True
+    try:
+        return os.path.samestat(log, os.stat(Path(helper.state) / _LOGS[helper.kind]))
     except OSError:
         return False
 

@@ -123,13 +123,18 @@ class _Sorter:
             state = "" if owner else by_digest.get(tagged.tag, "")
             self._of(owner, state, there=survey.networks.get(state) == tagged.tag).tagged.append(tagged)
         for state, point in survey.mounts:
-            self._of("", state, there=True).mounts.append(point)
+            self._of(self._gone_from(state), state, there=True).mounts.append(point)
         return sorted(self._by_key.values(), key=lambda each: (each.owner.state, each.owner.id))
 
     def _states(self) -> Iterable[str]:
         survey = self._survey
         named = {helper.state for helper in survey.helpers} | {group.state for group in survey.groups}
         return sorted((named | set(survey.states)) - {""})
+
+    def _gone_from(self, state: str) -> str:
+        """The id of an owner whose directory was at a path where there is none now, or ''."""
+        owners = () if state in self._survey.states else self._survey.owners.values()
+        return next((owner.id for owner, _ in owners if owner.state == state), "")
 
     def _state_with(self, sandbox: str) -> str:
         return next((state for state, names in self._survey.sandboxes.items() if sandbox in names), "")
