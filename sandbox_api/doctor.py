@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.errors import IsoboxError
 from fs.bases import apt_sources
-from isolation import cgroups, runsc
+from isolation import cgroups, digests, runsc
 from isolation.guest import build
 from isolation.platforms import choose_platform
 from isolation.snapshots import Copy
@@ -102,6 +102,8 @@ def _reaper(_: Settings) -> str:
 
 def _runsc(settings: Settings) -> str:
     found = asyncio.run(_probe(settings))
+    if (change := digests.change(found.path, settings.cache)) is not None:
+        raise IsoboxError(change, hint=digests.HINT)
     idle = "" if found.bears_freezing else "; it parks what is idle: nothing is frozen"
     return f"{found.path}, release {found.release}, platform {found.platform} works{idle}"
 

@@ -19,7 +19,7 @@ from fs.image import Image
 from fs.images import ImageStore
 from fs.lazy.mount import LazyMount, LazySettings
 from fs.tree import Limits
-from isolation import cgroups, runsc
+from isolation import cgroups, digests, runsc
 from isolation.errors import ChannelLost, SandboxGone
 from isolation.foreground import Foreground
 from isolation.freezer import Freezer
@@ -57,6 +57,8 @@ _LAZY = "lazy"
 async def local_host(settings: Settings) -> AsyncIterator["LocalHost"]:
     """This machine, ready; at the end everything is let go of, and what runs goes on."""
     found = await runsc.find(settings.runsc, settings.cache)
+    if (change := await asyncio.to_thread(digests.change, found.path, settings.cache)) is not None:
+        _log.error("runsc was changed", detail=change, hint=digests.HINT)
     chosen = await choose_platform(found, settings.platform, memory=settings.cache / "platform.json")
     run = settings.state / "run"
     for folder in (run, settings.state / "logs"):
