@@ -50,20 +50,18 @@ CGROUP_PARENT: Final = cgroups.ROOT
 
 
 class Attempts:
-    """How the last creation of a sandbox went that had nothing of its own which could fail."""
+    """Whether sandboxes can be created: how the last plain attempt went, and whether another one is due."""
 
     def __init__(self) -> None:
         self.failure: Exception | None = None
-        self.failed = asyncio.Event()
-        """Set while the last one failed."""
+        self.doubted = asyncio.Event()
+        """Set when a creation failed: by the machine's fault, or by what was asked for."""
 
     def note(self, failure: Exception | None) -> None:
-        """One has just succeeded (None) or failed."""
+        """An attempt without anything of a tenant's in it has just succeeded (None) or failed."""
         self.failure = failure
-        if failure is None:
-            self.failed.clear()
-        else:
-            self.failed.set()
+        if failure is not None:
+            self.doubted.set()
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,10 @@ async def local_host(settings: Settings) -> AsyncIterator["LocalHost"]:
         claim = await asyncio.to_thread(owners.claim, settings.state)
         parent = f"{cgroups.ROOT}/{claim.owner.id}"
         stack.callback(lambda: claim.release(nothing_left=cgroups.remove_parent(layout, parent)))
-        cgroups.prepare_root(layout)
+        try:
+            cgroups.prepare_root(layout)
+        except OSError as error:
+            _log.warning("guests cannot be given less of the processor", error=str(error), hint="run `isobox doctor`")
         left = await _take_back(settings.state)
         keeper = Keeper(settings.state / "keeper.sock", claim.owner.id)
         keeper.connect()
@@ -270,11 +273,9 @@ class LocalHost:
         try:
             with self._foreground.working():
                 sandbox = await Sandbox.create(self._machine, id_, image=path, resources=resources, equipment=equipment)
-        except Exception as error:
-            if equipment == BARE:
-                self._machine.attempts.note(error)
+        except Exception:
+            self._machine.attempts.doubted.set()
             raise
-        self._machine.attempts.note(None)
         async with sandbox.undone_on_failure():
             if equipment != BARE:
                 await furnish(sandbox)

@@ -1,7 +1,7 @@
 """Whether sandboxes can be created here now, and if not, why: looked at, not remembered, as far as that is cheap.
 
-What cannot be looked at is tried: when a creation has failed, whoever asked for it, the server is not ready until one
-has succeeded, and tries by itself, less and less often.
+What cannot be looked at is tried: when a creation has failed, a plain one follows at once. If that fails as well, the
+server is not ready until one has succeeded, and tries again by itself, less and less often.
 """
 
 import asyncio
@@ -52,27 +52,30 @@ class Readiness:
         if (trouble := self._network()) is not None:
             found.append(trouble)
         if (failure := self._machine.attempts.failure) is not None:
-            found.append(f"the last sandbox could not be created: {failure or type(failure).__name__}")
+            found.append(f"a sandbox could not be created: {failure or type(failure).__name__}")
         return found
 
     async def run(self) -> None:
-        """Try again after a failure, for ever."""
-        attempts, pause = self._machine.attempts, _TRY_AFTER_S
+        """Try whenever a creation failed, until one succeeds, for ever."""
+        attempts = self._machine.attempts
         while True:
-            await attempts.failed.wait()
-            await asyncio.sleep(pause)
-            if attempts.failure is None:
-                pause = _TRY_AFTER_S
-                continue
-            try:
-                await self._probe()
-            except (IsoboxError, OSError, TimeoutError) as error:
-                _log.warning("still no sandbox can be created", error=str(error), pause_s=pause)
-                attempts.note(error)
+            await attempts.doubted.wait()
+            pause = _TRY_AFTER_S
+            while not await self._try():
+                await asyncio.sleep(pause)
                 pause = min(pause * 2, _TRY_MAX_S)
-            else:
-                attempts.note(None)
-                pause = _TRY_AFTER_S
+            attempts.doubted.clear()
+            await asyncio.sleep(_TRY_AFTER_S)  # a tenant whose creations fail costs one of ours a second
+
+    async def _try(self) -> bool:
+        try:
+            await self._probe()
+        except (IsoboxError, OSError, TimeoutError) as error:
+            _log.warning("no sandbox can be created", error=str(error))
+            self._machine.attempts.note(error)
+            return False
+        self._machine.attempts.note(None)
+        return True
 
 
 def _free(path: Path) -> int | None:

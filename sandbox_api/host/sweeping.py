@@ -144,7 +144,7 @@ def _mounts() -> list[tuple[str, str]]:
 
 
 async def sweep(*, only: Path | None = None) -> tuple[list[Belongings], list[Belongings]]:
-    """Remove what has no owner any more; returns (what was removed, what could be but was not asked for).
+    """Remove what has no owner any more; returns (what was removed, what is left of it).
 
     only: what servers of this state directory left. Nobody begins meanwhile: servers choose their names under the
     same lock.
@@ -152,11 +152,15 @@ async def sweep(*, only: Path | None = None) -> tuple[list[Belongings], list[Bel
     with contextlib.ExitStack() as stack:
         await asyncio.to_thread(stack.enter_context, owners.machine_lock())
         found = gone(belongings(await asyncio.to_thread(survey)))
-        chosen = [each for each in found if only is None or each.owner.state == str(only)]
-        for each in chosen:
-            await _remove(each)
+        removed = [each for each in found if only is None or each.owner.state == str(only)]
+        for each in list(removed):
+            try:
+                await _remove(each)
+            except (IsoboxError, OSError, TimeoutError) as error:
+                _log.warning("cannot remove what a dead server left", left=each.words(), error=str(error))
+                removed.remove(each)
         await asyncio.to_thread(_restore_forwarding)
-        return chosen, [each for each in found if each not in chosen]
+        return removed, [each for each in found if each not in removed]
 
 
 async def _remove(left: Belongings) -> None:
@@ -172,7 +176,8 @@ async def _remove(left: Belongings) -> None:
         cgroups.remove_parent(layout, f"{cgroups.ROOT}/{left.owner.id}")
     for point in left.mounts:
         mounts.detach(Path(point))
-    await asyncio.to_thread(_remove_network, left)
+    if left.tagged or left.owner.share:
+        await asyncio.to_thread(_remove_network, left)
     if left.owner.id:
         owners.forget(left.owner.id)
 
