@@ -1,9 +1,12 @@
-# make demo | test | serve | bench | gpu-check | lint | setup
-.PHONY: setup demo test serve bench gpu-check lint
+# make demo | test | serve | bench | gpu-check | lint | setup | lock
+.PHONY: setup lock demo test serve bench gpu-check lint
 BIN := .venv/bin
 
 setup:
 	@setup/setup.sh
+
+lock:
+	@setup/lock.sh
 
 demo: setup
 	@$(BIN)/python -m agent_examples.demo

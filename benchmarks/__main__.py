@@ -18,6 +18,7 @@ from benchmarks import copies, egress, functions, images
 from benchmarks.bare import Bare
 from benchmarks.peers import Peer, Podman, available
 from benchmarks.rows import Row, alone, beside, p99, save, table, timed
+from common.signals import unwind_on_signals
 from fs.images import ImageStore
 from isobox import Sandbox
 from isolation import runsc
@@ -184,6 +185,7 @@ def serving_outside() -> Iterator[tuple[Server, str]]:
 
 def main() -> None:
     """Run everything."""
+    unwind_on_signals()
     settings = Settings.from_environment()
     found = asyncio.run(runsc.find(settings.runsc, settings.cache))
     store = ImageStore(settings.cache / "images", guest=lambda: build.guest(settings.cache))

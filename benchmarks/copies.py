@@ -15,6 +15,7 @@ from websockets.sync.client import connect
 from benchmarks.peers import Podman
 from benchmarks.rows import Row, alone, beside, timed
 from common.ids import new_id
+from common.signals import unwind_on_signals
 from fs.images import ImageStore
 from isolation import cgroups, runsc
 from isolation.execs import Exec, ExecSpec
@@ -453,6 +454,7 @@ def parked_crowd(api: Api, state: Path, count: int = 200) -> list[Row]:
 
 def main() -> None:
     """Only these, or some of them, into a table: `python -m benchmarks.copies [forks contexts …]`."""
+    unwind_on_signals()
     import sys
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "e2e"))

@@ -17,6 +17,7 @@ from benchmarks.copies import Api
 from benchmarks.rows import Row, alone, beside, over, timed
 from common import addresses
 from common.ids import new_id
+from common.signals import unwind_on_signals
 from fs.images import ImageStore
 from isolation import cgroups, runsc
 from isolation.execs import Exec, ExecSpec
@@ -273,6 +274,7 @@ def leases(rounds: int) -> list[float]:
 
 def main() -> None:
     """This part alone: `python -m benchmarks.egress`."""
+    unwind_on_signals()
     from benchmarks.__main__ import ROUNDS, serving_outside
     from benchmarks.rows import table
 

@@ -7,6 +7,7 @@ from contextlib import closing
 
 from benchmarks import bench_functions as fns
 from benchmarks.rows import Row, alone, beside, timed
+from common.signals import unwind_on_signals
 from isobox import Sandbox
 from isobox.calls import system
 from isobox.config import Config
@@ -67,6 +68,7 @@ def starts(url: str, key: str, rounds: int) -> tuple[list[float], list[float]]:
 
 def main() -> None:
     """These alone."""
+    unwind_on_signals()
     from benchmarks.__main__ import serving
     from benchmarks.rows import table
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import isobox
+from common.signals import unwind_on_signals
 from isobox import ApiError, Sandbox
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/e2e"))
@@ -147,6 +148,7 @@ def spinning(found: Sandbox) -> str:
 
 def main() -> None:
     """Doctor, then a server of its own and all checks."""
+    unwind_on_signals()
     table = Table()
     done = subprocess.run(
         [sys.executable, "-m", "isobox.cli.main", "doctor"], capture_output=True, text=True, check=False

@@ -4,7 +4,7 @@ import re
 import secrets
 from typing import Literal
 
-Kind = Literal["sbx", "exe", "snp", "img", "vol", "ctx", "req", "fun", "cal", "run", "obj"]
+Kind = Literal["sbx", "exe", "snp", "img", "vol", "ctx", "req", "fun", "cal", "run", "obj", "own"]
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 _LENGTH = 26
 

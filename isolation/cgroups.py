@@ -18,6 +18,11 @@ from isolation.spec import Resources
 
 _PERIOD_US: Final = 100_000
 _V1: Final = ("cpu", "cpuacct", "memory", "pids", "freezer")
+ROOT: Final = "isobox"
+"""The group that all sandboxes of the machine lie in: below it a group per owner (common/owners.py), in that the
+sandboxes' own. Servers of before lie in it directly."""
+_GUESTS_WEIGHT: Final = 25
+"""What all guests together weigh against a service's 100 (v2), in percent: a busy machine's server is served first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,54 @@ def plan(layout: Layout, resources: Resources) -> list[tuple[str, str, str, bool
     ]
 
 
+def plan_root(layout: Layout) -> list[tuple[str, str, str]]:
+    """What the group of all sandboxes gets: (controller, file, value)."""
+    if layout.unified is not None:
+        return [("", "cpu.weight", str(_GUESTS_WEIGHT))]
+    return [("cpu", "cpu.shares", str(1024 * _GUESTS_WEIGHT // 100))]
+
+
+def mounts_of(layout: Layout) -> list[Path]:
+    """Where the hierarchies that we use are mounted, each once."""
+    mounts = [layout.unified] if layout.unified is not None else list(layout.v1.values())
+    return list(dict.fromkeys(mount.resolve() for mount in mounts if mount is not None))
+
+
+def prepare_root(layout: Layout) -> None:
+    """Make the group of all sandboxes; the server and its helpers come before them on the processor."""
+    for mount in mounts_of(layout):
+        (mount / ROOT).mkdir(exist_ok=True)
+    if layout.unified is not None:
+        (layout.unified / "cgroup.subtree_control").write_text("+cpu +memory +pids")
+    for controller, name, value in plan_root(layout):
+        controlled = layout.unified if layout.unified is not None else layout.v1.get(controller)
+        if controlled is not None:
+            (controlled / ROOT / name).write_text(value)
+
+
+def groups_below(layout: Layout, parent: str) -> set[str]:
+    """Names of the groups in another, in whichever hierarchy."""
+    names: set[str] = set()
+    for mount in mounts_of(layout):
+        with contextlib.suppress(FileNotFoundError):
+            names |= {path.name for path in (mount / parent).iterdir() if path.is_dir()}
+    return names
+
+
+def remove_parent(layout: Layout, parent: str) -> bool:
+    """Remove an owner's group; False while there is something in it."""
+    for mount in mounts_of(layout):
+        try:
+            (mount / parent).rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno in (errno.EBUSY, errno.ENOTEMPTY):
+                return False
+            raise
+    return True
+
+
 class Cgroup:
     """One sandbox's group, in every hierarchy that has a part in it."""
 
@@ -109,6 +162,11 @@ class Cgroup:
     def folders(self) -> list[Path]:
         """Each folder once: v1 mounts cpu and cpuacct together on some machines."""
         return list(dict.fromkeys(path.resolve() for path in self._folders.values()))
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a group, in any hierarchy."""
+        return any(folder.exists() for folder in self._folders.values())
 
     def create(self, resources: Resources) -> None:
         """Make the group and set its limits; IsolationError where the machine has no controller for one."""

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from common import processes
 from common.unixsocket import address
 from isolation import keeper_process
 from isolation.errors import IsolationError
@@ -26,8 +27,10 @@ class Keeper:
     keeper be killed, the next call starts another one and hands it everything again.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, owner: str = "") -> None:
+        """owner: the id of the state directory (common/owners.py), by which others know whose keeper it is."""
         self._path = path
+        self._owner = owner
         self._socket: socket.socket | None = None
         self._held: dict[str, tuple[int, ...]] = {}
 
@@ -37,10 +40,12 @@ class Keeper:
             return
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()  # of one that was killed; the state directory's lock makes us its only user
+        if self._owner:  # one that cannot be reached (its socket was removed) would keep sandboxes from ending
+            processes.end(processes.KEEPER, self._owner)
         log = os.open(self._path.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             started = subprocess.run(
-                [sys.executable, "-I", "-S", keeper_process.__file__, str(self._path)],
+                [sys.executable, "-I", "-S", keeper_process.__file__, str(self._path), self._owner],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -2,7 +2,8 @@
 
 As containerd's shim does, and systemd's fd store. It speaks over one SOCK_SEQPACKET socket in the state directory,
 one packet a word: `put NAME` with descriptors, `drop NAME`, `list` (answered by one packet a name, with its
-descriptors, then `end`). It ends when it holds nothing and nobody is connected.
+descriptors, then `end`). It ends when nobody is connected and it holds nothing, or the state directory has gone (its
+file `identity`, see common/owners.py): then no server will ever come for what it holds.
 
 Standard library only: it runs by path, isolated from everything, and stays small.
 """
@@ -14,6 +15,7 @@ import sys
 import time
 
 _FIRST_PEER_WITHIN_S = 10.0
+_LOOK_EVERY_S = 1.0
 
 
 def _serve_packet(peer: socket.socket, held: dict[str, list[int]]) -> bool:
@@ -54,8 +56,9 @@ def serve(path: str) -> None:
             os._exit(0)
         selector.register(listener, selectors.EVENT_READ)
         deadline = time.monotonic() + _FIRST_PEER_WITHIN_S  # for the first one to come
-        while held or peers or time.monotonic() < deadline:
-            for key, _ in selector.select(timeout=None if held or peers else 0.5):
+        identity = _open_identity()
+        while peers or time.monotonic() < deadline or (held and not _removed(identity)):
+            for key, _ in selector.select(timeout=None if peers else _LOOK_EVERY_S if held else 0.5):
                 if key.fileobj is listener:
                     peer, _ = listener.accept()
                     peers.add(peer)
@@ -65,7 +68,20 @@ def serve(path: str) -> None:
                     selector.unregister(key.fileobj)
                     peers.discard(key.fileobj)
                     key.fileobj.close()
-        os.unlink(path)
+        if not _removed(identity) and os.path.exists(path):
+            os.unlink(path)
+
+
+def _open_identity() -> int | None:
+    """The identity of the state directory that we stand in; None where it has none."""
+    try:
+        return os.open("identity", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+
+
+def _removed(identity: int | None) -> bool:
+    return identity is not None and os.fstat(identity).st_nlink == 0
 
 
 if __name__ == "__main__":

@@ -43,6 +43,11 @@ class Shape:
     """The name of the copy that it goes on from, if it does."""
 
     @property
+    def plain(self) -> bool:
+        """Whether it is made of nothing but an image."""
+        return not self.copy and self.equipment == BARE
+
+    @property
     def kind(self) -> str:
         """For the metrics."""
         if self.equipment != BARE:
@@ -183,7 +188,11 @@ class Pool:
             known = isinstance(error, IsoboxError | OSError | TimeoutError)
             say = _log.warning if known else _log.error
             say("could not fill the pool", error=str(error), pause_s=pause, exc_info=None if known else error)
+            if shape.plain:
+                self._machine.attempts.note(error)
             return
+        if shape.plain:
+            self._machine.attempts.note(None)
         if self._shelves.get(shape) is shelf:
             shelf.put(time.monotonic(), Ready(sandbox, execs))
         else:  # forgotten meanwhile; not ended here, where the end of the server would cut that short

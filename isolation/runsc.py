@@ -37,8 +37,11 @@ _FLAGS: Final = (
     "--directfs=false",  # roots are EROFS: the sentry need not open host files, nor have the rights to
     "--allow-flag-override=false",  # no annotation changes a flag
 )
-# Enter the groups, then become runsc: whatever it starts is born inside them.
+_OOM_SCORE: Final = 500
+"""Who the kernel ends first when the machine has no memory left: a guest, before any server (oom_score_adj)."""
+# Enter the groups, then become runsc: whatever it starts is born inside them, and first to go.
 _ENTER: Final = (
+    f"echo {_OOM_SCORE} > /proc/self/oom_score_adj || exit 125; "
     'n=$1; shift; while [ "$n" -gt 0 ]; do echo 0 > "$1/cgroup.procs" || exit 125; shift; n=$((n-1)); done; exec "$@"'
 )
 

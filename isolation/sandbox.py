@@ -18,14 +18,14 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
 import structlog
 
 from common.tasks import TaskOwner
-from isolation import layers, mounts, runsc
+from isolation import cgroups, layers, mounts, runsc
 from isolation.cgroups import Cgroup, Layout, Usage
 from isolation.channel.link import GuestExec, Link
 from isolation.control import Control
@@ -47,7 +47,22 @@ _CHECKPOINT_ATTEMPTS: Final = 3
 _CHECKPOINT_PAUSE_S: Final = 0.1
 _CAP_SYS_ADMIN: Final = 1 << 21
 _CAP_DAC_OVERRIDE: Final = 1 << 1
-CGROUP_PARENT: Final = "isobox"
+CGROUP_PARENT: Final = cgroups.ROOT
+
+
+class Attempts:
+    """Whether sandboxes can be created: how the last plain attempt went, and whether another one is due."""
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self.doubted = asyncio.Event()
+        """Set when a creation failed: by the machine's fault, or by what was asked for."""
+
+    def note(self, failure: Exception | None) -> None:
+        """An attempt without anything of a tenant's in it has just succeeded (None) or failed."""
+        self.failure = failure
+        if failure is not None:
+            self.doubted.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +76,14 @@ class Machine:
     programs: Brought
     links: Links | None = None
     """Where sandboxes get their links to the outside; None: they have a loopback alone."""
+    parent: str = CGROUP_PARENT
+    """The control group that their groups are made in; it carries the owner's id (common/owners.py)."""
+    attempts: Attempts = field(default_factory=Attempts)
+
+    def cgroup(self, name: str) -> Cgroup:
+        """The control group of the sandbox that was made under this id, also by a server of before."""
+        before = Cgroup(self.cgroups, CGROUP_PARENT, name)
+        return before if before.exists else Cgroup(self.cgroups, self.parent, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +102,8 @@ class Sandbox:
         self.id = id_
         self.resources = resources
         self.folder = machine.folder / id_
-        self._born = _born(self.folder)
-        self.cgroup = Cgroup(machine.cgroups, CGROUP_PARENT, self._born)
+        self._born = made_under(self.folder)
+        self.cgroup = machine.cgroup(self._born)
         self.ended: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         """Resolves when the sandbox ends by itself."""
         self._machine = machine
@@ -569,7 +592,7 @@ class Sandbox:
     async def clean_up(machine: Machine, id_: str) -> None:
         """Remove whatever a sandbox of that id left on this machine, dead or alive."""
         folder = machine.folder / id_
-        cgroup = Cgroup(machine.cgroups, CGROUP_PARENT, _born(folder))
+        cgroup = machine.cgroup(made_under(folder))
         deadline = time.monotonic() + _END_TIMEOUT_S
         cgroup.kill()
         pause = 0.001
@@ -590,14 +613,14 @@ class Sandbox:
 
 def post_mortem(machine: Machine, id_: str, resources: Resources) -> End:
     """Why a sandbox that ended by itself did so: its control group remembers until it is removed."""
-    usage = Cgroup(machine.cgroups, CGROUP_PARENT, _born(machine.folder / id_)).usage()
+    usage = machine.cgroup(made_under(machine.folder / id_)).usage()
     if usage.oom_kills:
         limit, peak = resources.memory_mb, usage.memory_peak_bytes >> 20
         return End("oom", f"out of memory: peak {peak} MiB with its files on disk, memory_mb is {limit}", usage)
     return End("exited", "PID 1 of the sandbox has ended", usage)
 
 
-def _born(folder: Path) -> str:
+def made_under(folder: Path) -> str:
     """The id that the sandbox of this folder was made under."""
     try:
         return (folder / "born").read_text()

@@ -15,6 +15,7 @@ from typing import Final
 
 import structlog
 
+from common.owners import Claim
 from common.tasks import TaskOwner
 from netpolicy import conntrack, nft
 from netpolicy.errors import NetworkUnavailable
@@ -226,6 +227,11 @@ class Network:
         """How often the gateway had to be started."""
         return self._supervisor.starts
 
+    @property
+    def problem(self) -> str | None:
+        """Why no sandbox can be given a network now; None where one can."""
+        return self._supervisor.problem or self._slots.problem
+
 
 def _without(sandbox: str) -> NetworkUnavailable:
     return NetworkUnavailable(f"{sandbox} has no network", hint="create another sandbox")
@@ -245,7 +251,7 @@ def _enable_forwarding() -> None:
         _log.warning("net.ipv4.ip_forward is on now: a sandbox's policy has cidr rules")
 
 
-def _disable_forwarding(nftables: Nftables) -> None:
+def disable_forwarding(nftables: Nftables) -> None:
     """As it was, if it was one of us; the last server to end does it."""
     if _WAS_OFF.exists() and "isobox_" not in nftables.run("list tables"):
         _FORWARD.write_text("0")
@@ -259,13 +265,17 @@ def host_resolvers(text: str) -> tuple[tuple[str, int], ...]:
 
 
 @asynccontextmanager
-async def open_network(state: Path, settings: NetworkSettings, on_records: OnRecords) -> AsyncIterator[Network]:
+async def open_network(
+    state: Path, settings: NetworkSettings, on_records: OnRecords, *, claim: Claim | None = None
+) -> AsyncIterator[Network]:
     """The machine's network until the end of the block; what sandboxes that live on need stays."""
     async with AsyncExitStack() as stack:
         nftables = Nftables()
         stack.callback(nftables.close)
-        stack.callback(_disable_forwarding, nftables)
-        slots = await stack.enter_async_context(open_slots(state, settings.block, nftables, ready=settings.ready))
+        stack.callback(disable_forwarding, nftables)
+        slots = await stack.enter_async_context(
+            open_slots(state, settings.block, nftables, ready=settings.ready, claim=claim)
+        )
         supervisor = await stack.enter_async_context(
             supervised(state, slots.place, resolvers=settings.resolvers, on_records=on_records, trust=settings.trust)
         )

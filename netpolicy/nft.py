@@ -28,6 +28,7 @@ OPENED: Final = "isobox open"
 REFUSED: Final = "isobox refused"
 LIMITED: Final = "isobox limit "
 SPOOFED: Final = "isobox spoof"
+OWNED: Final = "isobox owner "
 _SNAP: Final = 64
 _LOGGED_PER_S: Final = 200
 
@@ -35,6 +36,7 @@ _LOGGED_PER_S: Final = 200
 def base(place: Place, floor: Floor, resolvers: Sequence[IPv4Address]) -> str:
     """The tables with what all slots share; whatever was in them is gone."""
     t, gateway, ours = place.table, place.gateway, f'"{place.devices}"'
+    whose = f' comment "{OWNED}{place.owner}"' if place.owner else ""
     holes = _elements(floor.holes)
     resolving = _elements(IPv4Network(each) for each in resolvers)
     return f"""\
@@ -71,7 +73,7 @@ table ip {t} {{
   }}
   chain to_gateway {{
     type nat hook prerouting priority dstnat; policy accept
-    iifname {ours} meta mark {PROXY:#x} meta l4proto tcp dnat to {gateway}:{PROXY_PORT}
+    iifname {ours} meta mark {PROXY:#x} meta l4proto tcp dnat to {gateway}:{PROXY_PORT}{whose}
   }}
   chain inbound {{
     type filter hook input priority filter; policy accept

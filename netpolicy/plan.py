@@ -8,6 +8,7 @@ host's end gives each its own one, below conntrack and all other rules.
 """
 
 import hashlib
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -24,6 +25,10 @@ PROXY: Final = 0x69620002
 PEER: Final = "guest"
 """The name of a guest's end, in its namespace."""
 
+PROBE_TAG: Final = "d0c7"
+"""What `isobox doctor` tries the kernel with: no server's."""
+_TAGS_TRIED: Final = 1024
+
 PROXY_PORT: Final = 4443
 DNS_PORT: Final = 53
 _UIDS: Final = range(61184, 65520)
@@ -36,6 +41,8 @@ class Place:
 
     tag: str
     share: IPv4Network
+    owner: str = ""
+    """The full id of whose it is, told by the rules as well (common/owners.py)."""
 
     @property
     def gateway(self) -> IPv4Address:
@@ -50,7 +57,7 @@ class Place:
     @property
     def gateway_uid(self) -> int:
         """Who the gateway is: another one for each server, since rules tell them apart by it."""
-        return _UIDS[int(self.tag, 16) % len(_UIDS)]
+        return _gateway_uid(self.tag)
 
     @property
     def capacity(self) -> int:
@@ -74,7 +81,7 @@ class Place:
     @property
     def log_group(self) -> int:
         """The NFLOG group of its rules."""
-        return 1 + int(self.tag, 16) % 65000
+        return log_group(self.tag)
 
     def address(self, slot: int) -> IPv4Address:
         """A slot's own address, as the host sees it."""
@@ -91,8 +98,41 @@ class Place:
 
 
 def tag_of(state: Path) -> str:
-    """Four hexadecimal digits that tell one state directory's things from another's."""
-    return hashlib.sha256(str(state).encode()).hexdigest()[:4]
+    """Four hexadecimal digits that tell one state directory's things from another's; the first of its `tags`."""
+    return next(tags(state))
+
+
+def tags(state: Path) -> Iterator[str]:
+    """The tags that a state directory may have, best first: another's may be the same."""
+    yield hashlib.sha256(str(state).encode()).hexdigest()[:4]
+    for number in range(1, _TAGS_TRIED):
+        yield hashlib.sha256(f"{state}\0{number}".encode()).hexdigest()[:4]
+
+
+def choose_tag(state: Path, taken: Iterable[str], groups: Container[int] = ()) -> str | None:
+    """The first of a state directory's tags that shares nothing with those taken, nor with a log group in use."""
+    others = {*taken, PROBE_TAG}
+    uids, logs = {_gateway_uid(tag) for tag in others}, {log_group(tag) for tag in others}
+    return next(
+        (
+            tag
+            for tag in tags(state)
+            if tag not in others
+            and _gateway_uid(tag) not in uids
+            and log_group(tag) not in logs
+            and log_group(tag) not in groups
+        ),
+        None,
+    )
+
+
+def _gateway_uid(tag: str) -> int:
+    return _UIDS[int(tag, 16) % len(_UIDS)]
+
+
+def log_group(tag: str) -> int:
+    """The NFLOG group of a tag's rules."""
+    return 1 + int(tag, 16) % 65000
 
 
 def shares(block: IPv4Network) -> list[IPv4Network]:

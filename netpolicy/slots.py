@@ -9,9 +9,9 @@ All kernel work is done in two threads: one here, one that goes from namespace t
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
+import re
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +24,13 @@ from typing import Any, Final, TypeVar
 import structlog
 from pyroute2 import IPRoute, NetlinkError
 
+from common import owners
+from common.owners import Claim, Owner
 from netpolicy import namespaces, nft
 from netpolicy.errors import NetworkUnavailable
+from netpolicy.gateway import nflog
 from netpolicy.nftables import Nftables
-from netpolicy.plan import GATEWAY_MAC, GUEST_MAC, MTU, PEER, Place, shares, tag_of
+from netpolicy.plan import GATEWAY_MAC, GUEST_MAC, MTU, PEER, Place, choose_tag, shares, tag_of
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -41,7 +44,6 @@ _LOOPBACK: Final = 1
 _ROOT: Final = 0xFFFFFFFF  # TC_H_ROOT
 _SHAPER: Final = 0x00010000
 _BURST_MIN: Final = 256 << 10  # a packet of a sentry's has up to 64 KiB
-_LOCK: Final = Path("/run/isobox-network.lock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,16 @@ class Slots:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="slots")
         self._inside = ThreadPoolExecutor(1, thread_name_prefix="slots inside")
         self._routes: IPRoute | None = None
+        self._failure: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no slot for another sandbox; None where there is one, or can be."""
+        if self._ready:
+            return None
+        if len(self._leased) >= self.place.capacity:
+            return f"all {self.place.capacity} slots of the network are in use"
+        return self._failure
 
     # ---- threads
 
@@ -109,22 +121,26 @@ class Slots:
             namespaces.remove(name)
         return found
 
-    async def end(self) -> None:
-        """Let go; with no slot in use nothing of it is left on the machine."""
+    async def end(self) -> bool:
+        """Let go; with no slot in use nothing of it is left on the machine. Tells whether that is so."""
+        nothing_left = not self._leased
         if self._routes is None:
-            await self._here(self._never_begun)
-        elif not self._leased:
+            nothing_left = await self._here(self._never_begun)
+        elif nothing_left:
             await self._here(self._remove_all)
         if self._routes is not None:
             await self._here(self._routes.close)
         self._thread.shutdown()
         self._inside.shutdown()
+        return nothing_left
 
-    def _never_begun(self) -> None:
+    def _never_begun(self) -> bool:
         """Only the address was claimed; if sandboxes of an earlier server live, it is theirs."""
+        if namespaces.all_(self.place.namespaces):
+            return False
         with IPRoute() as routes, contextlib.suppress(NetlinkError):
-            if not namespaces.all_(self.place.namespaces):
-                routes.addr("del", index=_LOOPBACK, address=str(self.place.gateway), prefixlen=32)
+            routes.addr("del", index=_LOOPBACK, address=str(self.place.gateway), prefixlen=32)
+        return True
 
     def _remove_all(self) -> None:
         place, routes = self.place, self._routes
@@ -180,7 +196,9 @@ class Slots:
             while len(self._ready) < self._ready_wanted and len(self._leased) + len(self._ready) < self.place.capacity:
                 try:
                     self._ready.append(await self._make())
+                    self._failure = None
                 except (NetworkUnavailable, OSError, NetlinkError) as error:
+                    self._failure = f"no slot of the network can be made: {error}"
                     _log.warning("no slot made", error=str(error))
                     await asyncio.sleep(5.0)
             await self._short.wait()
@@ -266,37 +284,75 @@ def _without_ipv6(device: str) -> None:
 
 
 @asynccontextmanager
-async def open_slots(state: Path, block: IPv4Network, nftables: Nftables, *, ready: int) -> AsyncIterator[Slots]:
-    """The slots of a server with this state directory; `begin` comes next. NetworkUnavailable without a free share."""
-    slots = Slots(await asyncio.to_thread(_place, state, block), nftables, ready=ready)
+async def open_slots(
+    state: Path, block: IPv4Network, nftables: Nftables, *, ready: int, claim: Claim | None = None
+) -> AsyncIterator[Slots]:
+    """The slots of a server with this state directory; `begin` comes next. NetworkUnavailable without a free share.
+
+    Its tag and share are written into the claim, for others to see; without one, into one of its own.
+    """
+    held = claim if claim is not None else await asyncio.to_thread(owners.claim, state)
+    slots = None
     try:
+        place = await asyncio.to_thread(_place, state, block, nftables, held)
+        slots = Slots(place, nftables, ready=ready)
         yield slots
     finally:
-        await slots.end()
+        nothing_left = slots is None or await slots.end()
+        if claim is None:
+            held.release(nothing_left=nothing_left)
 
 
-def _place(state: Path, block: IPv4Network) -> Place:
-    """This server's share: what it had, if that still fits, else the first that nothing on the machine uses."""
-    record, tag = state / "network.json", tag_of(state)
-    with open(_LOCK, "w") as lock, IPRoute() as routes:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        taken = _networks(routes, own=f"ib{tag}x")
-        try:
-            mine = IPv4Network(json.loads(record.read_text())["share"])
-        except (FileNotFoundError, ValueError, KeyError):
-            mine = None
-        others = [each for each in taken if mine is None or each != IPv4Network(f"{mine[1]}/32")]
+def _place(state: Path, block: IPv4Network, nftables: Nftables, claim: Claim) -> Place:
+    """This server's part: what it had, if that still fits, else the first that nothing on the machine uses."""
+    record, own = state / "network.json", claim.owner.id
+    with owners.machine_lock(), IPRoute() as routes:
+        others = [owner for id_, (owner, _) in owners.owners().items() if id_ != own]
+        before, mine = _recorded(record, state)
+        if before in {owner.tag for owner in others}:
+            before = mine = None  # the record was copied from another's directory
+        tag = before or _choose_tag(state, routes, nftables, others)
+        taken = _networks(routes, own=f"ib{tag}x") + [IPv4Network(owner.share) for owner in others if owner.share]
+        used = [each for each in taken if mine is None or each != IPv4Network(f"{mine[1]}/32")]
         wanted = [mine] if mine is not None and mine.subnet_of(block) else []
         for share in [*wanted, *shares(block)]:
-            if not any(share.overlaps(each) for each in others):
-                record.write_text(json.dumps({"share": str(share)}))
+            if not any(share.overlaps(each) for each in used):
+                record.write_text(json.dumps({"share": str(share), "tag": tag}))
                 # Claimed before the lock is let go of: nobody else takes it.
                 with contextlib.suppress(NetlinkError):
                     routes.addr("add", index=_LOOPBACK, address=str(share[1]), prefixlen=32)
-                return Place(tag, share)
+                claim.note(tag=tag, share=str(share))
+                return Place(tag, share, own)
     raise NetworkUnavailable(
         f"no part of {block} is free on this machine", hint="name a private block that is, with ISOBOX_EGRESS_BLOCK"
     )
+
+
+def _recorded(record: Path, state: Path) -> tuple[str | None, IPv4Network | None]:
+    """The tag and the share that the last server of this state directory had; servers of before wrote no tag."""
+    try:
+        found = json.loads(record.read_text())
+        share, tag = IPv4Network(found["share"]), str(found.get("tag", tag_of(state)))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return None, None
+    return (tag, share) if re.fullmatch(r"[0-9a-f]{4}", tag) else (None, None)
+
+
+def recorded_tag(state: Path) -> str | None:
+    """The tag of a state directory's network; None where it had none yet."""
+    return _recorded(state / "network.json", state)[0]
+
+
+def _choose_tag(state: Path, routes: IPRoute, nftables: Nftables, others: Iterable[Owner]) -> str:
+    """A tag that no record has and by which nothing on the machine goes, whoever made that."""
+    names = [str(link.get("ifname")) for link in routes.get_links()]
+    names += namespaces.all_("isobox-")
+    names += re.findall(r"isobox_[0-9a-f]{4}\b", nftables.run("list tables"))
+    found = {match[1] for name in names if (match := re.match(r"(?:ib|isobox[-_])([0-9a-f]{4})(?:[x-]|$)", name))}
+    tag = choose_tag(state, found | {owner.tag for owner in others if owner.tag}, nflog.groups())
+    if tag is None:
+        raise NetworkUnavailable("no tag is free on this machine", hint="run `isobox doctor --sweep`")
+    return tag
 
 
 def _networks(routes: IPRoute, *, own: str) -> list[IPv4Network]:

@@ -6,6 +6,7 @@ made of the same sources. While there is none nothing gets out: the kernel's rul
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -18,6 +19,8 @@ from typing import Any, Final
 
 import structlog
 
+from common import processes
+from common.owners import IDENTITY
 from common.unixsocket import address
 from netpolicy import conntrack
 from netpolicy.errors import GatewayUnavailable
@@ -52,6 +55,8 @@ class Supervisor:
         self._resolvers = resolvers
         self._on_records = on_records
         self._trust = trust
+        self._identity = state / IDENTITY
+        self._failure: str | None = None
         self._guarded: dict[str, Guarded] = {}
         self._connection: socket.socket | None = None
         self._calls = 0
@@ -63,6 +68,11 @@ class Supervisor:
         self._news = asyncio.Event()
         self.starts = 0
         """How often a gateway had to be started."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no gateway; None where there is one, or one is on its way."""
+        return None if self._up.is_set() else self._failure
 
     # ---- what is asked of it
 
@@ -125,6 +135,7 @@ class Supervisor:
                 reading = asyncio.get_running_loop().time()
                 await self._read()
             except (OSError, TimeoutError, subprocess.SubprocessError, GatewayUnavailable) as error:
+                self._failure = f"the gateway is down: {error}"
                 _log.warning("the gateway is down", error=str(error))
             else:
                 _log.warning("the gateway has gone; another one is started")
@@ -170,6 +181,7 @@ class Supervisor:
             connection.close()
             raise
         self._connection = connection
+        self._failure = None
         self._up.set()
         return True
 
@@ -211,6 +223,8 @@ class Supervisor:
 
     def _start(self) -> None:
         self.starts += 1
+        if self._place.owner:  # one that answers no more (its socket was removed) has our addresses still
+            processes.end(processes.GATEWAY, self._place.owner)
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
         with contextlib.ExitStack() as stack:
@@ -220,19 +234,28 @@ class Supervisor:
             listener.listen(4)
             gateway = str(self._place.gateway)
             dns = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            dns.bind((gateway, DNS_PORT))
+            _bind(dns, gateway, DNS_PORT)
             dns.setblocking(False)
             sockets = {"server": listener, "dns": dns}
             for name, port in (("dns_streams", DNS_PORT), ("proxy", PROXY_PORT)):
                 each = sockets[name] = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                each.bind((gateway, port))
+                _bind(each, gateway, port)
                 each.listen(_BACKLOG)
                 each.setblocking(False)
             sockets["kernel"] = stack.enter_context(nflog.subscribe(self._place.log_group))
             sockets["ends"] = stack.enter_context(conntrack.subscribe())
             fds = {name: each.fileno() for name, each in sockets.items()}
-            settings = {"sockets": fds, "resolvers": list(self._resolvers), "uid": self._place.gateway_uid}
+            settings: dict[str, Any] = {
+                "sockets": fds,
+                "resolvers": list(self._resolvers),
+                "uid": self._place.gateway_uid,
+            }
+            with contextlib.suppress(FileNotFoundError):
+                identity = stack.enter_context(open(self._identity, "rb"))
+                settings |= {"owner": self._place.owner, "state": str(self._identity.parent)}
+                settings |= {"identity": identity.fileno()}
+            passed = [*fds.values(), *([settings["identity"]] if "identity" in settings else [])]
             settings |= {"trust": str(self._trust)} if self._trust else {}
             log = stack.enter_context(open(self._log_path, "ab"))
             subprocess.run(
@@ -242,7 +265,7 @@ class Supervisor:
                 stderr=log,
                 start_new_session=True,
                 cwd="/",
-                pass_fds=list(fds.values()),
+                pass_fds=passed,
                 env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
                 timeout=_START_TIMEOUT_S,
                 check=True,
@@ -285,6 +308,20 @@ async def supervised(
         yield supervisor
     finally:
         await supervisor.leave()
+
+
+def _bind(listener: socket.socket, host: str, port: int) -> None:
+    """Bind; an address that is taken is told with who has it."""
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        kind = "udp" if listener.type == socket.SOCK_DGRAM else "tcp"
+        raise GatewayUnavailable(
+            f"{kind} {host}:{port} is taken by {processes.holder(kind, host, port) or 'somebody unknown'}",
+            hint="end it, or run `isobox doctor --sweep` if a dead server left it",
+        ) from error
 
 
 async def _answer(connection: socket.socket, hear: Callable[..., Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from common import owners
 from common.errors import IsoboxError
 from common.tasks import TaskOwner
 from sandbox_api.auth import Keys
@@ -81,6 +82,7 @@ def lock_state(state: Path) -> int:
         raise StateInUse(
             f"another server uses {state}", hint="stop it, or choose another directory with --state"
         ) from None
+    owners.identify(state)
     return fd
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.errors import IsoboxError
 from fs.bases import apt_sources
-from isolation import cgroups, runsc
+from isolation import cgroups, digests, runsc
 from isolation.guest import build
 from isolation.platforms import choose_platform
 from isolation.snapshots import Copy
@@ -21,8 +21,10 @@ from netpolicy import nft
 from netpolicy.floor import Floor
 from netpolicy.gateway import nflog
 from netpolicy.nftables import Nftables
-from netpolicy.plan import Place
+from netpolicy.plan import PROBE_TAG, Place
 from netpolicy.presets import from_urls, machine_indexes
+from sandbox_api.host import sweeping
+from sandbox_api.host.leftovers import UNKNOWN, belongings, gone
 from sandbox_api.host.local_gpus import LocalGpus
 from sandbox_api.settings import Settings
 
@@ -100,6 +102,8 @@ def _reaper(_: Settings) -> str:
 
 def _runsc(settings: Settings) -> str:
     found = asyncio.run(_probe(settings))
+    if (change := digests.change(found.path, settings.cache)) is not None:
+        raise IsoboxError(change, hint=digests.HINT)
     idle = "" if found.bears_freezing else "; it parks what is idle: nothing is frozen"
     return f"{found.path}, release {found.release}, platform {found.platform} works{idle}"
 
@@ -143,7 +147,7 @@ def _network(settings: Settings) -> str:
     """The kernel takes our rules, and tells of what they refuse: tried in a table of its own."""
     if not settings.network:
         return "off (ISOBOX_NETWORK=0): sandboxes have a loopback alone"
-    nftables, place = Nftables(), Place("d0c7", next(settings.egress_block.subnets(new_prefix=26)))
+    nftables, place = Nftables(), Place(PROBE_TAG, next(settings.egress_block.subnets(new_prefix=26)))
     try:
         nftables.run(nft.base(place, Floor(), []))
         nflog.subscribe(place.log_group).close()
@@ -190,6 +194,23 @@ def _packages(_: Settings) -> str:
     return f"the preset `packages` allows {hosts} hosts" if hosts else "the preset `packages` allows none: no index set"
 
 
+def _leftovers(_: Settings) -> str:
+    """What is on this machine, by whose it is; a problem where some of it is nobody's any more."""
+    found = belongings(sweeping.survey())
+    if left := gone(found):
+        raise IsoboxError(
+            "dead servers left " + "; ".join(each.words() for each in left), hint="run `isobox doctor --sweep`"
+        )
+    alive = [f"{each.owner.state or UNKNOWN} ({each.standing}, pid {each.owner.pid})" for each in found]
+    return f"none; servers: {', '.join(alive) or 'none'}"
+
+
+def swept(only: Path | None) -> Iterator[str]:
+    """Remove what dead servers left, and say what that was; only: by servers of this state directory."""
+    removed, _ = asyncio.run(sweeping.sweep(only=only))
+    yield from (each.words() for each in removed)
+
+
 _CHECKS: dict[str, Callable[[Settings], str]] = {
     "root": _root,
     "architecture": _architecture,
@@ -206,4 +227,5 @@ _CHECKS: dict[str, Callable[[Settings], str]] = {
     "init": _init,
     "runsc": _runsc,
     "gpus": _gpus,
+    "leftovers": _leftovers,
 }

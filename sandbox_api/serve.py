@@ -4,7 +4,9 @@ import os
 import resource
 import socket
 import sys
+from pathlib import Path
 
+import structlog
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,6 +20,8 @@ from sandbox_api.store.store import Store
 
 _DRAIN_S = 10
 _BACKLOG = 1024
+_OOM_SCORE = -500
+_log = structlog.get_logger(__name__)
 
 
 class _Server(uvicorn.Server):
@@ -74,10 +78,22 @@ def raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def come_last_to_the_oom_killer() -> None:
+    """Lower this process' oom_score_adj, and that of its helpers: guests go first. What an operator set stays."""
+    score = Path("/proc/self/oom_score_adj")
+    if int(score.read_text()) != 0:
+        return
+    try:
+        score.write_text(str(_OOM_SCORE))
+    except PermissionError as error:  # in a container: guests are made to go first all the same
+        _log.info("the server cannot be protected from the OOM killer", error=str(error))
+
+
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; what runs goes on for the next server. IsoboxError if it cannot."""
     logs.configure()
     raise_file_limit()
+    come_last_to_the_oom_killer()
     if os.geteuid() != 0:
         raise IsoboxError("isobox serve needs root: it makes control groups and mounts", hint="run it with sudo")
     lock = lock_state(settings.state)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from common import owners
 from isolation.sandbox import CGROUP_PARENT
 
 OURS = ("runsc-sandbox", "keeper_process", "isobox-probe", "netpolicy.gateway")
@@ -26,9 +27,10 @@ def traces() -> dict[str, set[str]]:
                 continue
             if state != "Z" and any(each in line for each in OURS):
                 processes.add(f"{entry.name} {line[:120]}")
-    groups = {str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{CGROUP_PARENT}/sbx*") if path.is_dir()}
+    groups = {str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{CGROUP_PARENT}/**/sbx*") if path.is_dir()}
     mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     mounts = {path for path in mounted if "isobox" in path or "/run/sbx" in path}
+    records = {path.name for path in owners.FOLDER.glob("*")}
     links = {path.name for path in Path("/sys/class/net").iterdir() if re.match(r"ib[0-9a-f]{4}x|out\d", path.name)}
     namespaces = {path.name for path in Path("/run/netns").glob("*")}
     listed = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
@@ -37,6 +39,7 @@ def traces() -> dict[str, set[str]]:
         "processes": processes,
         "control groups": groups,
         "mounts": mounts,
+        "owners": records,
         "links": links,
         "network namespaces": namespaces,
         "nftables tables": tables,

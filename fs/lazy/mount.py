@@ -34,13 +34,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class LazySettings:
-    """folder is this server's own, store, cache and profiles the machine's; limit_bytes is the cache's."""
+    """folder is this server's own, store, cache and profiles the machine's; limit_bytes is the cache's.
+
+    owner is the id of the server's state directory (common/owners.py).
+    """
 
     folder: Path
     store: Path
     cache: Path
     profiles: Path
     limit_bytes: int
+    owner: str = ""
 
 
 class LazyMount:
@@ -134,6 +138,7 @@ class LazyMount:
             "cache": str(given.cache),
             "profiles": str(given.profiles),
             "limit_bytes": given.limit_bytes,
+            "owner": given.owner,
             "taken_over": self._taken_over,
         }
         wanted = ("AWS_", "ISOBOX_STORES_KEY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")

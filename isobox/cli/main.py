@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 try:
     import typer
     from rich.console import Console
+    from rich.markup import escape
 except ImportError:  # the client was installed alone
     sys.exit("the isobox command needs its extra: pip install 'isobox[cli]'")
 
@@ -288,11 +289,23 @@ def files_rm(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Remove first what dead servers left on this machine.")
+    ] = False,
+    only: Annotated[
+        Path | None, typer.Option(help="Sweep what servers of this state directory left, nothing else.")
+    ] = None,
+) -> None:
     """Check everything that a server on this machine needs, and say how to mend what is amiss."""
     from isobox.cli import server
 
     good = True
+    if only is not None and not sweep:
+        raise typer.BadParameter("--only belongs to --sweep")
+    if sweep:
+        for words in server.swept(None if only is None else only.absolute()):
+            out.print(f"[green]removed[/] {escape(words)}", highlight=False)
     for check in server.checks():
         good = good and check.problem is None
         mark = "[green]ok[/]  " if check.problem is None else "[red]fail[/]"

@@ -11,13 +11,13 @@ try:
     from fs.images import ImageStore
     from fs.progress import Progress
     from isolation.guest import build
-    from sandbox_api.doctor import Check, checks
+    from sandbox_api.doctor import Check, checks, swept
     from sandbox_api.serve import serve
     from sandbox_api.settings import Settings
 except ModuleNotFoundError as error:
     sys.exit(f"this command needs the server (no module {error.name}): pip install 'isobox[server]'")
 
-__all__ = ["Check", "Progress", "Settings", "checks", "image_store", "serve"]
+__all__ = ["Check", "Progress", "Settings", "checks", "image_store", "serve", "swept"]
 
 
 def image_store() -> ImageStore:

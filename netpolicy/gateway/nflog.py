@@ -8,6 +8,7 @@ import socket
 import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Final
 
 from netpolicy import netlink
@@ -81,6 +82,15 @@ def subscribe(group: int) -> socket.socket:
             hint="the kernel needs CONFIG_NETFILTER_NETLINK_LOG (module nfnetlink_log)",
         ) from error
     return listener
+
+
+def groups() -> set[int]:
+    """The groups that somebody on this machine listens to already; none where the kernel does not tell."""
+    try:
+        lines = Path("/proc/net/netfilter/nfnetlink_log").read_text().splitlines()
+    except OSError:
+        return set()
+    return {int(line.split()[0]) for line in lines if line.split()}
 
 
 def _configure(listener: socket.socket, group: int, attribute: int, value: bytes) -> None:

@@ -44,9 +44,16 @@ class Gateway:
     """All wards, and what serves them."""
 
     def __init__(
-        self, tasks: TaskOwner, own: IPv4Address, resolvers: list[tuple[str, int]], trust: ssl.SSLContext
+        self,
+        tasks: TaskOwner,
+        own: IPv4Address,
+        resolvers: list[tuple[str, int]],
+        trust: ssl.SSLContext,
+        identity: int | None = None,
     ) -> None:
+        """identity: the open file of that name in our state directory (common/owners.py)."""
         self._tasks = tasks
+        self._identity = identity
         self._journal = Journal()
         self._wards: dict[str, Ward] = {}
         self._by_address: dict[IPv4Address, Ward] = {}
@@ -219,11 +226,18 @@ class Gateway:
             await asyncio.get_running_loop().sock_sendall(server, packet(message))
 
     async def alone(self) -> None:
-        """Return once there is neither a server nor a sandbox, for a while."""
+        """Return once there is no server, and no sandbox either for a while, or no state directory for the next one."""
         loop = asyncio.get_running_loop()
-        # Three things at once, none of them urgent.
-        while self._server is not None or self._wards or loop.time() - self._alone_since < _ALONE_S:  # noqa: ASYNC110
+        # Several things at once, none of them urgent.
+        while self._server is not None or (  # noqa: ASYNC110
+            not self._orphaned and (self._wards or loop.time() - self._alone_since < _ALONE_S)
+        ):
             await asyncio.sleep(1.0)
+
+    @property
+    def _orphaned(self) -> bool:
+        """Whether the identity of our state directory was removed, and with it whoever could come for us."""
+        return self._identity is not None and os.fstat(self._identity).st_nlink == 0
 
 
 def give_up_rights(uid: int) -> None:
@@ -242,7 +256,8 @@ async def _serve(settings: dict[str, Any], trust: ssl.SSLContext) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     async with TaskOwner() as tasks:
         own = IPv4Address(sockets["dns"].getsockname()[0])
-        gateway = Gateway(tasks, own, [(host, port) for host, port in settings["resolvers"]], trust)
+        resolvers = [(host, port) for host, port in settings["resolvers"]]
+        gateway = Gateway(tasks, own, resolvers, trust, settings.get("identity"))
         gateway.listen_to_kernel(sockets["kernel"])
         gateway.listen_to_ends(sockets["ends"])
         gateway.resolver.serve_datagrams(sockets["dns"])

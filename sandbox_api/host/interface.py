@@ -484,6 +484,13 @@ class Host(Protocol):
     async def begin(self) -> None:
         """Begin what works in the background; what an earlier server left has been taken over by now."""
 
+    @property
+    def leftovers(self) -> list[str]:
+        """What servers of other state directories left on the machine and nobody will take back, in words."""
+
+    def problems(self) -> list[str]:
+        """Say why no sandbox can be created now; empty where one can."""
+
     # ---- sandboxes
 
     async def claim_sandbox(

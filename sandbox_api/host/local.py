@@ -11,12 +11,15 @@ from pathlib import Path
 
 import structlog
 
+from common import owners
+from common.errors import IsoboxError
+from common.ids import new_id
 from common.tasks import TaskOwner
 from fs.image import Image
 from fs.images import ImageStore
 from fs.lazy.mount import LazyMount, LazySettings
 from fs.tree import Limits
-from isolation import cgroups, runsc
+from isolation import cgroups, digests, runsc
 from isolation.errors import ChannelLost, SandboxGone
 from isolation.foreground import Foreground
 from isolation.freezer import Freezer
@@ -25,9 +28,10 @@ from isolation.keeper import Keeper
 from isolation.pidfd import ancestors
 from isolation.platforms import choose_platform
 from isolation.pool import Pool, Shape, ShelfFacts
-from isolation.sandbox import End, Machine, Sandbox, post_mortem
+from isolation.sandbox import End, Machine, Sandbox, made_under, post_mortem
 from isolation.snapshots import Maker, SnapshotFolder, cpu_features
 from isolation.spec import BARE, DEFAULT, Equipment, Resources
+from sandbox_api.host import sweeping
 from sandbox_api.host.fleet import Fleet
 from sandbox_api.host.interface import Egress, KnownExec, Usage
 from sandbox_api.host.local_buckets import LocalBuckets
@@ -40,6 +44,7 @@ from sandbox_api.host.local_network import LocalNetworks, local_networks
 from sandbox_api.host.local_ports import LocalPorts
 from sandbox_api.host.local_templates import Templates
 from sandbox_api.host.local_volumes import LocalVolumes
+from sandbox_api.host.readiness import Readiness
 from sandbox_api.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -52,30 +57,66 @@ _LAZY = "lazy"
 async def local_host(settings: Settings) -> AsyncIterator["LocalHost"]:
     """This machine, ready; at the end everything is let go of, and what runs goes on."""
     found = await runsc.find(settings.runsc, settings.cache)
+    if (change := await asyncio.to_thread(digests.change, found.path, settings.cache)) is not None:
+        _log.error("runsc was changed", detail=change, hint=digests.HINT)
     chosen = await choose_platform(found, settings.platform, memory=settings.cache / "platform.json")
     run = settings.state / "run"
     for folder in (run, settings.state / "logs"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
-        keeper = Keeper(settings.state / "keeper.sock")
+        layout = cgroups.detect()
+        claim = await asyncio.to_thread(owners.claim, settings.state)
+        parent = f"{cgroups.ROOT}/{claim.owner.id}"
+        stack.callback(lambda: claim.release(nothing_left=cgroups.remove_parent(layout, parent)))
+        try:
+            cgroups.prepare_root(layout)
+        except OSError as error:
+            _log.warning("guests cannot be given less of the processor", error=str(error), hint="run `isobox doctor`")
+        left = await _take_back(settings.state)
+        keeper = Keeper(settings.state / "keeper.sock", claim.owner.id)
         keeper.connect()
         stack.callback(keeper.close)
         tasks = await stack.enter_async_context(TaskOwner())
         tasks.spawn(keeper.watch(), name="keeper")
-        networks = await stack.enter_async_context(local_networks(settings, run))
+        networks = await stack.enter_async_context(local_networks(settings, run, claim))
         links = networks if settings.network else None
-        machine = Machine(chosen, cgroups.detect(), keeper, run, build.brought(settings.cache), links)
-        host = LocalHost(settings, machine, networks, tasks)
+        machine = Machine(chosen, layout, keeper, run, build.brought(settings.cache), links, parent)
+        host = LocalHost(settings, machine, networks, tasks, owner=claim.owner.id, leftovers=left)
         stack.push_async_callback(host.stop)
         yield host
+
+
+async def _take_back(state: Path) -> list[str]:
+    """Remove what dead servers left that had another directory at this path; tell of what others left."""
+    try:
+        _, others = await sweeping.sweep(only=state)
+    except (IsoboxError, OSError, TimeoutError) as error:
+        _log.warning("cannot look for what dead servers left", error=str(error), hint="run `isobox doctor`")
+        return []
+    left = [each.words() for each in others]
+    for words in left:
+        _log.warning("a dead server left things on this machine", left=words, hint="run `isobox doctor --sweep`")
+    return left
 
 
 class LocalHost:
     """See `sandbox_api.host.interface.Host`; made by `local_host`."""
 
-    def __init__(self, settings: Settings, machine: Machine, networks: LocalNetworks, tasks: TaskOwner) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        machine: Machine,
+        networks: LocalNetworks,
+        tasks: TaskOwner,
+        *,
+        owner: str,
+        leftovers: list[str],
+    ) -> None:
+        """owner: the id of the state directory; leftovers: what dead servers left on the machine, in words."""
         self._settings = settings
         self._machine = machine
+        self.leftovers = leftovers
+        self._readiness = Readiness(machine, settings.state, owner, lambda: networks.problem, self._probe)
         self._tasks = tasks
         self._held = machine.keeper.take_all()
         self._fleet = Fleet(self._tasks)
@@ -88,6 +129,7 @@ class LocalHost:
                 cache=settings.cache / "lazy",
                 profiles=settings.cache / "profiles",
                 limit_bytes=settings.lazy_cache_mb << 20,
+                owner=owner,
             ),
             None if kept is None else kept[0],
             # The keeper is spoken to by the loop's thread alone.
@@ -167,6 +209,18 @@ class LocalHost:
             await asyncio.to_thread(self._lazy.start)  # now, not when the first image waits for it
         self._tasks.spawn(self._lazy.run(), name="lazy images")
         self._tasks.spawn(self._freezer.run(), name="freezer")
+        self._tasks.spawn(self._readiness.run(), name="readiness")
+
+    def problems(self) -> list[str]:
+        return self._readiness.problems()
+
+    async def _probe(self) -> None:
+        """Create a sandbox and end it; where there is no image to create it of there is nothing to find out."""
+        if (image := self._images.ready(self._settings.pool_image)) is None:
+            return
+        path = self._images.path(image)
+        sandbox = await Sandbox.create(self._machine, new_id("sbx"), image=path, resources=DEFAULT)
+        await sandbox.destroy()
 
     async def stop(self) -> None:
         """Let go of everything; what runs goes on."""
@@ -217,8 +271,12 @@ class LocalHost:
         self, id_: str, image: str, resources: Resources, egress: Egress, equipment: Equipment = BARE
     ) -> None:
         path = self._images.path(await self.images.ready(image))
-        with self._foreground.working():
-            sandbox = await Sandbox.create(self._machine, id_, image=path, resources=resources, equipment=equipment)
+        try:
+            with self._foreground.working():
+                sandbox = await Sandbox.create(self._machine, id_, image=path, resources=resources, equipment=equipment)
+        except Exception:
+            self._machine.attempts.doubted.set()
+            raise
         async with sandbox.undone_on_failure():
             if equipment != BARE:
                 await furnish(sandbox)
@@ -257,6 +315,9 @@ class LocalHost:
     async def reclaim(self, keep: set[str]) -> None:
         machine = self._machine
         left = {path.name for path in machine.folder.iterdir()} | set(self._held)
+        claimed = {made_under(machine.folder / name) for name in left}
+        # What has lost its folder has its group still.
+        left |= cgroups.groups_below(machine.cgroups, machine.parent) - claimed
         for id_ in left - keep:
             _log.info("reclaiming what a crash left", sandbox=id_)
             for fd in self._held.pop(id_, ()):

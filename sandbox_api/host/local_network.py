@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from common import addresses
+from common.owners import Claim
 from isolation.execlog import Event, EventType, LogReader, LogWriter
 from isolation.network import Link
 from netpolicy.errors import NetworkUnavailable
@@ -166,17 +167,24 @@ class LocalNetworks:
         return 0 if self._opened is None else await self._opened.connections(sandbox)
 
     @property
+    def problem(self) -> str | None:
+        """Why no sandbox can be given a network now; None where one can, or none is wanted."""
+        return None if self._opened is None else self._opened.problem
+
+    @property
     def gateway_starts(self) -> int:
         return 0 if self._opened is None else self._opened.gateway_starts
 
 
 @asynccontextmanager
-async def local_networks(settings: Settings, run: Path) -> AsyncIterator[LocalNetworks]:
+async def local_networks(settings: Settings, run: Path, claim: Claim) -> AsyncIterator[LocalNetworks]:
     """This machine's, until the end of the block; run is where the sandboxes' folders lie."""
     async with AsyncExitStack() as stack:
         audit = Audit(settings.state / "logs")
         stack.callback(audit.close)
         network = None
         if settings.network:
-            network = await stack.enter_async_context(open_network(settings.state, settings.egress(), audit.write))
+            network = await stack.enter_async_context(
+                open_network(settings.state, settings.egress(), audit.write, claim=claim)
+            )
         yield LocalNetworks(network, audit, run)

@@ -5,6 +5,8 @@ from typing import Literal
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
+from sandbox_api.models.common import ProblemDocument
+from sandbox_api.problems import Problem
 from sandbox_api.routes.context import Operator, Use, problems
 
 router = APIRouter()
@@ -22,10 +24,20 @@ async def healthz() -> Health:
     return Health()
 
 
-@router.get("/readyz", tags=["system"])
-async def readyz() -> Health:
-    """The server takes work: it answers only once it has taken over what an earlier one left."""
-    return Health()
+class Readiness(Health):
+    """Whether the server takes work, and what dead servers left on its machine (`isobox doctor --sweep`)."""
+
+    leftovers: list[str] = []
+
+
+@router.get("/readyz", tags=["system"], responses={503: {"model": ProblemDocument}})
+async def readyz(use: Use) -> Readiness:
+    """Sandboxes can be created; 503 with the reasons while they cannot."""
+    left = use.host.leftovers
+    if reasons := use.host.problems():
+        why = "; ".join([*reasons, *(f"left by a dead server: {words}" for words in left)])
+        raise Problem(503, "not_ready", why, hint="run `isobox doctor` on the server's machine", retryable=True)
+    return Readiness(leftovers=left)
 
 
 @router.get("/metrics", tags=["system"], responses=problems(403), response_class=Response)

@@ -30,11 +30,21 @@ class Server:
                 self.process = self._nursery.start(["serve", *arguments], self.environment, log)
             else:
                 self.process = subprocess.Popen(
-                    [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=log, text=True, env=self.environment
+                    [*COMMAND, *arguments],
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    env=self.environment,
+                    start_new_session=True,  # a Ctrl-C is for whoever started it, who ends what runs in it first
                 )
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert "ready on" in line, f"{line!r}\n{self.log()}"
+        try:
+            line = self.process.stdout.readline()
+            assert "ready on" in line, f"{line!r}\n{self.log()}"
+        except BaseException:  # a signal to us
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(timeout=30)
+            raise
         self.url = line.split()[-1]
         self.listen = self.url.removeprefix("http://")
         return self

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from isolation.cgroups import parse_mounts, plan
+from isolation.cgroups import parse_mounts, plan, plan_root
 from isolation.spec import Resources
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -28,3 +28,9 @@ def test_plans_bound_cpu_memory_without_swap_and_pids() -> None:
     assert v1["memory.limit_in_bytes"] == v1["memory.memsw.limit_in_bytes"] == str(384 << 20)
     # A full pids cgroup panics the sentry: it must come after every RLIMIT_NPROC.
     assert int(v1["pids.max"]) > 2.2 * SMALL.pids + 60
+
+
+def test_all_guests_together_weigh_less_than_one_service() -> None:
+    """Defaults: 100 for a group of v2, 1024 shares for one of v1 (and for a process beside it)."""
+    assert plan_root(parse_mounts(V2)) == [("", "cpu.weight", "25")]
+    assert plan_root(parse_mounts(HYBRID)) == [("cpu", "cpu.shares", "256")]

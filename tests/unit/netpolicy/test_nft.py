@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from netpolicy import nft, presets
 from netpolicy.errors import PolicyInvalid
+from netpolicy.floor import Floor
 from netpolicy.match import Rules
 from netpolicy.network import host_resolvers
-from netpolicy.plan import Place, shares, tag_of
+from netpolicy.plan import PROBE_TAG, Place, choose_tag, shares, tag_of
 from netpolicy.policy import in_ports, merged, parse
 
 RANGES = st.lists(
@@ -42,6 +43,27 @@ def test_names_fit_into_what_the_kernel_allows() -> None:
     assert len({tag_of(Path(f"/var/lib/{n}")) for n in range(20)}) > 18
     assert len(shares(IPv4Network("198.19.0.0/16"))) == 64
     assert shares(IPv4Network("198.19.0.0/24")) == [IPv4Network("198.19.0.0/24")]
+
+
+@given(st.sets(st.from_regex(r"[0-9a-f]{4}", fullmatch=True), max_size=40), st.sets(st.integers(1, 65000), max_size=40))
+def test_a_tag_shares_nothing_with_another(taken: set[str], groups: set[int]) -> None:
+    first = tag_of(Path("/var/lib/isobox"))
+    taken |= {first}  # one in 65,536: another directory has the same
+    tag = choose_tag(Path("/var/lib/isobox"), taken, groups)
+    assert tag is not None
+    mine = Place(tag, PLACE.share)
+    for other in (Place(each, PLACE.share) for each in (*taken, PROBE_TAG)):
+        assert mine.table != other.table
+        assert mine.gateway_uid != other.gateway_uid, "rules tell gateways apart by it"
+        assert mine.log_group != other.log_group
+    assert mine.log_group not in groups
+    assert choose_tag(Path("/var/lib/isobox"), ()) == first
+
+
+def test_the_rules_tell_whose_they_are() -> None:
+    owner = "own" + "a2" * 13
+    assert f'comment "{nft.OWNED}{owner}"' in nft.base(Place("ab12", PLACE.share, owner), Floor(), [])
+    assert nft.OWNED not in nft.base(PLACE, Floor(), [])
 
 
 def test_nothing_of_a_policy_reaches_the_rules_but_numbers() -> None:
