@@ -55,6 +55,10 @@ class Rules:
             return Verdict(False, "default", f"{name} is allowed on other ports only ({'; '.join(ports)[:200]})")
         return self._default(f"no rule allows {name} port {port}")
 
+    def denied_name(self, name: str) -> Verdict | None:
+        """The refusal of a name that is denied on every port, whatever allows it."""
+        return self._denied_host(name, None)
+
     def _denied_host(self, name: str, port: int | None) -> Verdict | None:
         for whose, rules in (("operator", self.operator_deny), ("deny", self.policy.deny)):
             for n, rule in enumerate(rules):
@@ -110,6 +114,8 @@ BYPASSES: Final = frozenset({53, 853})
 
 _FORMS: Final = {
     "protocol": "by name, TLS goes to 443 and HTTP to 80; another protocol needs a rule that names its port",
+    "ech": "turn Encrypted Client Hello off: --disable-features=EncryptedClientHello in Chromium, "
+    "security.tls.ech.grease_probability 0 and network.dns.echconfig.enabled false in Firefox",
     "spoof": "send from the sandbox's own address",
     "type": "look up addresses (A)",
     "upstream": "try again",
