@@ -112,7 +112,7 @@ BYPASSES: Final = frozenset({53, 853})
 """Ports of other resolvers: open by default they would go round every rule for names."""
 
 
-_FORMS: Final = {
+HINTS: Final = {
     "protocol": "by name, TLS goes to 443 and HTTP to 80; another protocol needs a rule that names its port",
     "ech": "turn Encrypted Client Hello off: --disable-features=EncryptedClientHello in Chromium, "
     "security.tls.ech.grease_probability 0 and network.dns.echconfig.enabled false in Firefox",
@@ -120,6 +120,7 @@ _FORMS: Final = {
     "type": "look up addresses (A)",
     "upstream": "try again",
     "inject": "send a credential's placeholder to its own host alone, by a plain path",
+    "answer": "answers that may hold a credential have to be readable: see docs/policies.md, Credentials",
     "budget": "ask for a larger budget",
     "bypass": "use the sandbox's own resolver, or allow this address by a cidr rule",
 }
@@ -139,8 +140,8 @@ def hint(destination: str, port: int | None, *, named: bool, verdict: Verdict) -
         return "private and local addresses are closed; the operator can open one (ISOBOX_EGRESS_FLOOR_HOLES)"
     if verdict.rule == "pin":
         return "connect to the host by its name: names are resolved, and tied to their addresses, by the gateway"
-    if verdict.rule in _FORMS:
-        return _FORMS[verdict.rule]
+    if verdict.rule in HINTS:
+        return HINTS[verdict.rule]
     if verdict.rule == "operator":
         return "the operator of this server denies it"
     if verdict.rule.startswith("deny["):

@@ -154,17 +154,19 @@ class Requests:
         return self._parser.trailing_data[0]
 
 
-def refusal(reason: str, hint: str) -> bytes:
-    """The answer to a request that is refused: a problem document, so that a program can read why."""
+def refusal(reason: str, hint: str, *, answer: bool = False) -> bytes:
+    """Word a refusal as a problem document, so that a program can read why; answer: the host's answer is refused."""
+    status, phrase = (502, "Bad Gateway") if answer else (403, "Forbidden")
+    code = "egress_answer_refused" if answer else "egress_refused"
     body = json.dumps(
         {
-            "type": "urn:isobox:problem:egress_refused",
+            "type": f"urn:isobox:problem:{code}",
             "title": "Refused by the sandbox's network policy",
-            "status": 403,
-            "code": "egress_refused",
+            "status": status,
+            "code": code,
             "detail": reason,
             "hint": hint,
         }
     ).encode()
-    head = f"HTTP/1.1 403 Forbidden\r\ncontent-type: application/problem+json\r\ncontent-length: {len(body)}\r\n"
+    head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/problem+json\r\ncontent-length: {len(body)}\r\n"
     return head.encode() + b"connection: close\r\n\r\n" + body

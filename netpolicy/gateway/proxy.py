@@ -284,7 +284,7 @@ class Proxy:
             why = "the host did not answer"
             raise
         except OSError as error:
-            why = error.strerror or "the connection broke"
+            why = error.strerror or str(error) or "the connection broke"
             raise
         except _Refused as refusal:
             why = refusal.verdict.reason

@@ -10,6 +10,7 @@ from typing import Final
 
 from netpolicy.audit import Record
 from netpolicy.gateway.pins import Pins
+from netpolicy.gateway.redact import Needles
 from netpolicy.match import Rules, Verdict, hint
 from netpolicy.policy import CLOSED, DNS_PER_S, Injection
 
@@ -85,6 +86,8 @@ class Ward:
         self.credentials = Credentials()
         self.pins = Pins()
         self.flows: set[Flow] = set()
+        self.needles: dict[str, Needles] = {}
+        """What answers of a host are searched for, by host; made when one is first asked."""
         self.spent: dict[Injection, int] = {}
         self.asking = self.streams = self.connecting = 0
         """Questions, streams of questions and connections that are on now: no sandbox takes the room of others."""
@@ -97,6 +100,7 @@ class Ward:
     def guard(self, rules: Rules, credentials: Credentials, generation: int) -> list[Flow]:
         """Its rules from now on; returns the flows that they no longer allow, their pins are gone already."""
         self.rules, self.credentials, self.generation = rules, credentials, generation
+        self.needles = {}
         self._questions = Bucket(rules.policy.limits.dns_per_s or DNS_PER_S)
         self.pins.keep(name for name in self.pins.all() if rules.name(name).allowed)
         return [flow for flow in self.flows if not self._still_allowed(flow)]
