@@ -31,6 +31,7 @@ from netpolicy.names import NameInvalid, canonical
 _log = structlog.get_logger(__name__)
 _BEGINNING_S: Final = 5.0
 _WORD_S: Final = 1.0
+_ANSWER_S: Final = 30.0
 _FAREWELL_S: Final = 2.0
 _REVOKED: Final = "the policy no longer allows it"
 _CONNECTIONS_MAX: Final = 1024
@@ -165,7 +166,9 @@ class Proxy:
         injected = bool(attempt.ward.injections(name))
         if not injected:
             _refuse_hidden(data, name)  # where TLS ends here nobody reads the hidden one
-        await self._through(attempt, name, verdict, data, sni=name, mode=self._inject if injected else self._splice)
+        await self._through(
+            attempt, name, verdict, data, sni=name, mode=self._inject if injected else self._through_tls
+        )
 
     async def _hello(self, attempt: _Attempt, data: bytes) -> tuple[str, Verdict, bytes]:
         """Read a whole ClientHello: (the host that it names, which is allowed; the verdict; the bytes)."""
@@ -356,7 +359,36 @@ class Proxy:
         name, _, data = await self._hello(attempt, data)
         _refuse_hidden(data, name)
         flow.name = flow.sni = name
-        await self._splice(attempt, flow, data)
+        await self._through_tls(attempt, flow, data)
+
+    async def _through_tls(self, attempt: _Attempt, flow: Flow, data: bytes) -> None:
+        """Pass TLS on; a server that asks for another ClientHello gets one for the same host."""
+        loop, upstream, first = asyncio.get_running_loop(), attempt.upstream, b""
+        assert upstream is not None
+        await loop.sock_sendall(upstream, data)
+        flow.tx_bytes += len(data)
+        async with asyncio.timeout(_ANSWER_S):
+            while (again := tls.asks_again(first)) is None:
+                if not (piece := await loop.sock_recv(upstream, tls.HELLO_MAX)):
+                    break
+                first += piece
+        await loop.sock_sendall(attempt.client, first)
+        flow.rx_bytes += len(first)
+        await self._splice(attempt, flow, await self._again(attempt, flow) if again else b"")
+
+    async def _again(self, attempt: _Attempt, flow: Flow) -> bytes:
+        """Read what a client sends when it is asked again."""
+        data = b""
+        try:
+            async with asyncio.timeout(_BEGINNING_S):
+                while not (hello := tls.second_hello(data)) or (sni := tls.server_name(hello)) == b"":
+                    data += await self._more(attempt, 2 * tls.HELLO_MAX - len(data))
+            hidden = tls.hides_name(hello)
+        except (tls.NotTls, TimeoutError):
+            raise _Refused(_not("its second ClientHello cannot be read"), sni=flow.sni) from None
+        if hidden or not isinstance(sni, str) or sni.lower().rstrip(".") != flow.sni:
+            raise _Refused(_not("its second ClientHello is for another host"), sni=flow.sni)
+        return data
 
     async def _requests(self, attempt: _Attempt, flow: Flow, data: bytes) -> None:
         """HTTP: every request of the connection is for the host of the flow."""

@@ -7,6 +7,10 @@ _HANDSHAKE: Final = 22
 _CLIENT_HELLO: Final = 1
 _SERVER_NAME: Final = 0
 _HOST_NAME: Final = 0
+_SERVER_HELLO: Final = 2
+_CHANGE_CIPHER_SPEC, _APPLICATION_DATA = 20, 23
+_RETRY: Final = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
+"""The random of a ServerHello that asks for another ClientHello (RFC 8446, section 4.1.3)."""
 _ENCRYPTED_HELLOS: Final = frozenset({0xFE0D, 0xFFCE})
 """The extension of Encrypted Client Hello (RFC 9849), and of the draft before it."""
 
@@ -36,6 +40,29 @@ def hides_name(data: bytes) -> bool:
     """
     hello = _whole(data)
     return hello is not None and not _ENCRYPTED_HELLOS.isdisjoint(_extensions(hello))
+
+
+def asks_again(data: bytes) -> bool | None:
+    """Whether a server's first bytes ask for another ClientHello, None while that cannot be told."""
+    message, offset = bytearray(), 0
+    while len(data) >= offset + 5 and data[offset] == _HANDSHAKE:
+        size = int.from_bytes(data[offset + 3 : offset + 5])
+        message += data[offset + 5 : offset + 5 + size]
+        offset += 5 + size
+    if message[:1] not in (b"", bytes([_SERVER_HELLO])) or data[offset : offset + 1] not in (b"", bytes([_HANDSHAKE])):
+        return False
+    if len(message) < 6 + len(_RETRY):
+        return None if len(data) < HELLO_MAX else False
+    return message[6 : 6 + len(_RETRY)] == _RETRY
+
+
+def second_hello(data: bytes) -> bytes:
+    """What a client sends when it is asked again, from its ClientHello on; b"" while that has not begun."""
+    while data[:1] in (bytes([_CHANGE_CIPHER_SPEC]), bytes([_APPLICATION_DATA])):
+        if len(data) < 5 or len(data) < 5 + int.from_bytes(data[3:5]):
+            return b""
+        data = data[5 + int.from_bytes(data[3:5]) :]
+    return data
 
 
 def _whole(data: bytes) -> bytes | None:

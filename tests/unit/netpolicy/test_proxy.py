@@ -249,6 +249,62 @@ def test_a_hello_with_an_allowed_name_arrives_as_it_is(through: Any, port: int) 
     through(work, port)
 
 
+RETRY = bytes.fromhex("160303002c0200002803 03cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c00130100")
+CHANGE = b"\x14\x03\x03\0\x01\x01"
+
+
+@pytest.mark.parametrize("port", [443, 7000])
+@pytest.mark.parametrize("cut", [1, 5, 30, len(RETRY)])
+def test_a_server_that_asks_again_is_told_the_same_name(through: Any, port: int, cut: int) -> None:
+    async def work(line: Line) -> None:
+        data = hello("a.test")
+        await line.send(data)
+        assert await line.arrived(len(data)) == data
+        await line.answer(RETRY[:cut])
+        await asyncio.sleep(0)
+        await line.answer(RETRY[cut:])
+        assert await line.came_back(len(RETRY)) == RETRY
+        second = CHANGE + with_extensions((0, names(b"A.test")))
+        await line.send(second + b"more")
+        assert await line.arrived(len(second) + 4) == second + b"more"
+
+    through(work, port)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        with_extensions((0, names(b"evil.test"))),
+        CHANGE + with_extensions((0, names(b"b.test"))),
+        with_extensions(),
+        with_extensions((0, names(b"a.test")), (0xFE0D, b"\0")),
+        b"\x15\x03\x03\0\x02\x02\x28",
+    ],
+)
+def test_a_second_hello_for_another_host_does_not_arrive(through: Any, second: bytes) -> None:
+    async def work(line: Line) -> None:
+        data = hello("a.test")
+        await line.send(data)
+        assert await line.arrived(len(data)) == data
+        await line.answer(RETRY)
+        assert await line.came_back(len(RETRY)) == RETRY
+        await line.send(second)
+        await line.refused()
+        assert await line.arrived(1) == b""
+
+    through(work, 443)
+
+
+@pytest.mark.parametrize("answer", [b"\x15\x03\x03\0\x02\x02\x28", b"SSH", b"\x16\x03\x03\0\x04\x0b\0\0\0"])
+def test_whatever_else_a_server_answers_comes_back(through: Any, answer: bytes) -> None:
+    async def work(line: Line) -> None:
+        await line.send(hello("a.test"))
+        await line.answer(answer)
+        assert await line.came_back(len(answer)) == answer
+
+    through(work, 443)
+
+
 def test_a_connection_is_for_one_host(through: Any) -> None:
     """Another name at the same address would go on when a new policy denies it."""
 

@@ -101,3 +101,10 @@ def test_a_hello_that_carries_another_one_says_so(kind: int) -> None:
     assert tls.hides_name(with_extensions((0, names(b"a.test")), (kind, b"\0" * 9)))
     assert not tls.hides_name(TWO)
     assert not tls.hides_name(hello("a.test"))
+
+
+@given(st.binary(max_size=120))
+def test_any_bytes_of_a_server_ask_again_or_do_not(data: bytes) -> None:
+    assert tls.asks_again(data) in (True, False, None)
+    assert tls.asks_again(b"\x16\x03\x03\0\x04" + data) in (True, False, None)
+    assert data.endswith(tls.second_hello(data))
