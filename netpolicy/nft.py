@@ -16,6 +16,7 @@ from common import addresses
 from netpolicy.floor import FLOOR, Floor
 from netpolicy.match import BYPASSES, Rules
 from netpolicy.plan import (
+    BEYOND,
     DNS_PORT,
     FORWARD,
     PROXY,
@@ -228,21 +229,31 @@ def _decide(place: Place, number: int, rules: Rules) -> list[str]:
 def _open(place: Place, number: int, limits: Limits) -> list[str]:
     group, found = place.log_group, []
     if limits.connections is not None:
-        found.append(f"ct state new ct count over {limits.connections} {_limited(group, 'connections')}")
-    if limits.new_connections_per_s is not None:
-        found.append(f"ct state new {_over(limits.new_connections_per_s)} {_limited(group, 'new_connections_per_s')}")
+        found += _limited(number, group, "connections", f"ct state new ct count over {limits.connections}")
+    if (per_s := limits.new_connections_per_s) is not None:
+        found += _limited(number, group, "new_connections_per_s", f"ct state new {_over(per_s)}")
     if limits.tx_bytes is not None:
-        found.append(f'quota name "q_{number}" {_limited(group, "tx_bytes")}')
+        found += _limited(number, group, "tx_bytes", f'quota name "q_{number}"')
     found.append(f'ct state new meta mark {FORWARD:#x} log prefix "{OPENED}" group {group} snaplen {_SNAP}')
     return [*found, "accept"]
 
 
+def _limited(number: int, group: int, name: str, condition: str) -> list[str]:
+    """Refuse what is beyond a limit. Not each such packet is logged, or a flood would keep the gateway busy.
+
+    The condition counts, so it is asked once, and a mark tells what it said.
+    """
+    refused = f"meta mark {BEYOND:#x}"
+    log = f'log prefix "{LIMITED}{name}" group {group} snaplen {_SNAP}'
+    return [
+        f"{condition} meta mark set {BEYOND:#x}",
+        f'{refused} limit name "l_{number}" {log}',
+        f"{refused} goto refuse",
+    ]
+
+
 def _over(per_s: int) -> str:
     return f"limit rate over {per_s}/second burst {per_s} packets"
-
-
-def _limited(group: int, name: str) -> str:
-    return f'log prefix "{LIMITED}{name}" group {group} snaplen {_SNAP} goto refuse'
 
 
 def _matches(rules: Iterable[CidrRule]) -> list[str]:
