@@ -55,6 +55,10 @@ class Rules:
             return Verdict(False, "default", f"{name} is allowed on other ports only ({'; '.join(ports)[:200]})")
         return self._default(f"no rule allows {name} port {port}")
 
+    def denied_name(self, name: str) -> Verdict | None:
+        """The refusal of a name that is denied on every port, whatever allows it."""
+        return self._denied_host(name, None)
+
     def _denied_host(self, name: str, port: int | None) -> Verdict | None:
         for whose, rules in (("operator", self.operator_deny), ("deny", self.policy.deny)):
             for n, rule in enumerate(rules):
@@ -108,12 +112,15 @@ BYPASSES: Final = frozenset({53, 853})
 """Ports of other resolvers: open by default they would go round every rule for names."""
 
 
-_FORMS: Final = {
+HINTS: Final = {
     "protocol": "by name, TLS goes to 443 and HTTP to 80; another protocol needs a rule that names its port",
+    "ech": "turn Encrypted Client Hello off: --disable-features=EncryptedClientHello in Chromium, "
+    "security.tls.ech.grease_probability 0 and network.dns.echconfig.enabled false in Firefox",
     "spoof": "send from the sandbox's own address",
     "type": "look up addresses (A)",
     "upstream": "try again",
     "inject": "send a credential's placeholder to its own host alone, by a plain path",
+    "answer": "answers that may hold a credential have to be readable: see docs/policies.md, Credentials",
     "budget": "ask for a larger budget",
     "bypass": "use the sandbox's own resolver, or allow this address by a cidr rule",
 }
@@ -133,8 +140,8 @@ def hint(destination: str, port: int | None, *, named: bool, verdict: Verdict) -
         return "private and local addresses are closed; the operator can open one (ISOBOX_EGRESS_FLOOR_HOLES)"
     if verdict.rule == "pin":
         return "connect to the host by its name: names are resolved, and tied to their addresses, by the gateway"
-    if verdict.rule in _FORMS:
-        return _FORMS[verdict.rule]
+    if verdict.rule in HINTS:
+        return HINTS[verdict.rule]
     if verdict.rule == "operator":
         return "the operator of this server denies it"
     if verdict.rule.startswith("deny["):

@@ -16,13 +16,14 @@ from common import addresses
 from netpolicy.floor import FLOOR, Floor
 from netpolicy.match import BYPASSES, Rules
 from netpolicy.plan import (
+    BEYOND,
     DNS_PORT,
     FORWARD,
     PROXY,
     PROXY_PORT,
     Place,
 )
-from netpolicy.policy import CidrRule, Limits, Ports, Proto, merged
+from netpolicy.policy import DNS_PER_S, CidrRule, Limits, Ports, Proto, merged
 
 OPENED: Final = "isobox open"
 REFUSED: Final = "isobox refused"
@@ -31,6 +32,11 @@ SPOOFED: Final = "isobox spoof"
 OWNED: Final = "isobox owner "
 _SNAP: Final = 64
 _LOGGED_PER_S: Final = 200
+_AFTER_SRCNAT: Final = 300
+"""What still has an inner address here was not translated, and must not leave the machine."""
+_QUESTION_MAX: Final = 1240
+"""Bytes of a question with its UDP header: longer ones would fill the resolver's queue for all."""
+_STREAMS_PER_S: Final = 50
 
 
 def base(place: Place, floor: Floor, resolvers: Sequence[IPv4Address]) -> str:
@@ -88,6 +94,7 @@ table ip {t} {{
     iifname {ours} oifname {ours} drop
     iifname {ours} meta mark != {FORWARD:#x} drop
     oifname {ours} ct direction original drop
+    oifname {ours} ct state {{ invalid, untracked }} drop
     iifname {ours} tcp flags syn tcp option maxseg size set rt mtu
     oifname {ours} tcp flags syn tcp option maxseg size set rt mtu
   }}
@@ -105,6 +112,10 @@ table ip {t} {{
   chain outward {{
     type nat hook postrouting priority srcnat; policy accept
     ip saddr {place.share} ip saddr != {gateway} oifname != {ours} masquerade
+  }}
+  chain outermost {{
+    type filter hook postrouting priority {_AFTER_SRCNAT}; policy accept
+    ip saddr {place.share} oifname != {ours} oifname != "lo" drop
   }}
 }}
 """
@@ -163,7 +174,7 @@ def policy(place: Place, number: int, rules: Rules, *, had_quota: bool, used: in
         lines.append(f"delete quota ip {t} q_{number}")
     if limits.tx_bytes is not None:
         lines.append(f"add quota ip {t} q_{number} {{ over {limits.tx_bytes} bytes used {used} bytes ; }}")
-    decide = _closed(place, number) if rules.policy.closed else _decide(place, number, rules)
+    decide = _closed(place, number, limits.dns_per_s) if rules.policy.closed else _decide(place, number, rules)
     text = _rules(t, f"p_{number}", decide)
     if not rules.policy.closed:
         text += _rules(t, f"o_{number}", _open(place, number, limits))
@@ -174,15 +185,27 @@ def _rules(table: str, chain: str, rules: Iterable[str]) -> str:
     return "".join(f"add rule ip {table} {chain} {rule}\n" for rule in rules)
 
 
-def _closed(place: Place, number: int) -> list[str]:
-    return [f"ip daddr {place.gateway} meta l4proto {{ tcp, udp }} th dport {DNS_PORT} accept", f"goto no_{number}"]
+def _closed(place: Place, number: int, dns_per_s: int | None = None) -> list[str]:
+    """Questions to the resolver, and nothing else.
+
+    All sandboxes share the resolver's queue, so a flood ends here. The gateway refuses in words what is beyond
+    `dns_per_s`, therefore twice as many reach it.
+    """
+    to = f"ip daddr {place.gateway}"
+    return [
+        f"{to} udp dport {DNS_PORT} udp length > {_QUESTION_MAX} drop",
+        f"{to} udp dport {DNS_PORT} {_over(2 * (dns_per_s or DNS_PER_S))} drop",
+        f"{to} tcp dport {DNS_PORT} ct state new {_over(_STREAMS_PER_S)} drop",
+        f"{to} meta l4proto {{ tcp, udp }} th dport {DNS_PORT} accept",
+        f"goto no_{number}",
+    ]
 
 
 def _decide(place: Place, number: int, rules: Rules) -> list[str]:
-    dns, refuse = _closed(place, number)
+    *dns, refuse = _closed(place, number, rules.policy.limits.dns_per_s)
     allowed, proxied = f"meta mark set {FORWARD:#x} goto o_{number}", f"meta mark set {PROXY:#x} goto o_{number}"
     found = [
-        dns,
+        *dns,
         f"ip daddr {place.gateway} {refuse}",
         f"ip daddr {rules.floor.block} {refuse}",
         f"ip daddr != @holes ip daddr @floor {refuse}",
@@ -190,6 +213,8 @@ def _decide(place: Place, number: int, rules: Rules) -> list[str]:
     ]
     denied = [each for each in (*rules.operator_deny, *rules.policy.deny) if isinstance(each, CidrRule)]
     found += [f"{match} {refuse}" for match in _matches(denied)]
+    # What belongs to no connection is not translated either: it would leave with the slot's own address.
+    found += ["ct state { invalid, untracked } drop"]
     # The middle of a connection that this slot never had: one that was open when its sandbox was copied.
     found += ["ct state new tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset"]
     found += [f"{match} {allowed}" for match in _matches(e for e in rules.policy.allow if isinstance(e, CidrRule))]
@@ -206,18 +231,31 @@ def _decide(place: Place, number: int, rules: Rules) -> list[str]:
 def _open(place: Place, number: int, limits: Limits) -> list[str]:
     group, found = place.log_group, []
     if limits.connections is not None:
-        found.append(f"ct state new ct count over {limits.connections} {_limited(group, 'connections')}")
-    if limits.new_connections_per_s is not None:
-        rate = f"limit rate over {limits.new_connections_per_s}/second burst {limits.new_connections_per_s} packets"
-        found.append(f"ct state new {rate} {_limited(group, 'new_connections_per_s')}")
+        found += _limited(number, group, "connections", f"ct state new ct count over {limits.connections}")
+    if (per_s := limits.new_connections_per_s) is not None:
+        found += _limited(number, group, "new_connections_per_s", f"ct state new {_over(per_s)}")
     if limits.tx_bytes is not None:
-        found.append(f'quota name "q_{number}" {_limited(group, "tx_bytes")}')
+        found += _limited(number, group, "tx_bytes", f'quota name "q_{number}"')
     found.append(f'ct state new meta mark {FORWARD:#x} log prefix "{OPENED}" group {group} snaplen {_SNAP}')
     return [*found, "accept"]
 
 
-def _limited(group: int, name: str) -> str:
-    return f'log prefix "{LIMITED}{name}" group {group} snaplen {_SNAP} goto refuse'
+def _limited(number: int, group: int, name: str, condition: str) -> list[str]:
+    """Refuse what is beyond a limit. Not each such packet is logged, or a flood would keep the gateway busy.
+
+    The condition counts, so it is asked once, and a mark tells what it said.
+    """
+    refused = f"meta mark {BEYOND:#x}"
+    log = f'log prefix "{LIMITED}{name}" group {group} snaplen {_SNAP}'
+    return [
+        f"{condition} meta mark set {BEYOND:#x}",
+        f'{refused} limit name "l_{number}" {log}',
+        f"{refused} goto refuse",
+    ]
+
+
+def _over(per_s: int) -> str:
+    return f"limit rate over {per_s}/second burst {per_s} packets"
 
 
 def _matches(rules: Iterable[CidrRule]) -> list[str]:

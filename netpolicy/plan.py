@@ -22,6 +22,7 @@ SHARE_PREFIX: Final = 22
 
 FORWARD: Final = 0x69620001
 PROXY: Final = 0x69620002
+BEYOND: Final = 0x69620003
 PEER: Final = "guest"
 """The name of a guest's end, in its namespace."""
 

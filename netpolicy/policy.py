@@ -26,6 +26,8 @@ Ports = tuple[tuple[int, int], ...]
 WEB: Final[Ports] = ((80, 80), (443, 443))
 WEB_TLS: Final[Ports] = ((443, 443),)
 RULES_MAX: Final = 2000
+DNS_PER_S: Final = 100
+"""Questions a second where a policy sets no limit of its own."""
 _INJECTIONS_MAX: Final = 64
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
 _SECRET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")

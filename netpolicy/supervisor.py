@@ -36,7 +36,9 @@ _LEAVE_WITHIN_S: Final = 5.0
 _START_TIMEOUT_S: Final = 20.0
 _BACK_OFF_MAX_S: Final = 5.0
 _BACKLOG: Final = 4096
-_SO_SNDBUFFORCE: Final = 32
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_QUESTIONS_BYTES: Final = 8 << 20
+"""The resolver's queue: room for what the kernel's rules let through of many floods at once."""
 _START: Final = "import sys; sys.path.insert(0, {root!r}); from netpolicy.gateway.process import main; main()"
 
 OnRecords = Callable[[list[dict[str, Any]]], None]
@@ -235,6 +237,7 @@ class Supervisor:
             gateway = str(self._place.gateway)
             dns = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             _bind(dns, gateway, DNS_PORT)
+            dns.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUESTIONS_BYTES)
             dns.setblocking(False)
             sockets = {"server": listener, "dns": dns}
             for name, port in (("dns_streams", DNS_PORT), ("proxy", PROXY_PORT)):

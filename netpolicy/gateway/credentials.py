@@ -4,14 +4,19 @@ import base64
 import binascii
 import re
 import secrets as random
+import unicodedata
 from collections.abc import Iterable
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from netpolicy.gateway.http import Head, Headers, RequestRefused
 from netpolicy.gateway.ward import Ward
 from netpolicy.policy import Injection
 
-_AMBIGUOUS: Final = re.compile(r"%(?:2e|2f|5c|00)|\\|//|/\.{1,2}(?:/|$)", re.IGNORECASE)
+_PLAIN_PATH: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})+")
+_OVERRIDES: Final = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
+_REROUTES: Final = frozenset({b"x-original-url", b"x-rewrite-url"})
+"""Headers by which some servers take another method, or another path, than the request's own."""
 _PREFIX: Final = re.compile(r"(?:[A-Za-z0-9]{1,12}[-_]){1,3}")
 _ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 _RANDOM_MIN: Final = 16
@@ -56,13 +61,49 @@ def with_credentials(ward: Ward, head: Head) -> tuple[Headers, list[str]]:
 def _applies(each: Injection, head: Head) -> bool:
     if each.methods and head.method not in each.methods:
         return False
-    if each.path_prefix == "/":
-        return True
-    path = re.split(r"[?#]", head.target, maxsplit=1)[0]
-    if _AMBIGUOUS.search(path):
+    if each.path_prefix != "/" and not _is_below(each.path_prefix, head.target):
+        return False
+    if each.methods:
+        _refuse_headers(head, _OVERRIDES, "method")
+    if each.path_prefix != "/":
+        _refuse_headers(head, _REROUTES, "path")
+    return True
+
+
+def _is_below(prefix: str, target: str) -> bool:
+    path = target.partition("?")[0]
+    if not is_plain(path):
         raise RequestRefused("its path can be read in two ways, and credentials are given by path here")
-    prefix = each.path_prefix
     return path == prefix or path.startswith(prefix if prefix.endswith("/") else prefix + "/")
+
+
+def _refuse_headers(head: Head, names: frozenset[bytes], what: str) -> None:
+    for name, _ in head.headers:
+        if name.replace(b"_", b"-") in names:
+            raise RequestRefused(f"its header {name.decode()} asks for another {what} than the one that is checked")
+
+
+def is_plain(path: str) -> bool:
+    """Whether every server reads a path in one way: none finds other segments in it than those between its slashes.
+
+    Escapes have to be of UTF-8, and of characters that stay ordinary when a server decodes them, and whatever it makes
+    of them, once more.
+    """
+    if not path.startswith("/") or not _PLAIN_PATH.fullmatch(path):
+        return False
+    try:
+        decoded = unquote_to_bytes(path).decode()
+    except UnicodeDecodeError:  # over-long forms are such
+        return False
+    # Escaped or not: a server may decode first, drop what follows `;`, or take a full-width stop for a stop.
+    segments = [segment.partition(";")[0] for segment in unicodedata.normalize("NFKC", decoded).split("/")]
+    return (
+        decoded.isprintable()
+        and not any(mark in unicodedata.normalize("NFKC", decoded) for mark in "%\\")
+        and len(segments) == path.count("/") + 1
+        and not any(segment in ("", ".", "..") for segment in segments[1:-1])
+        and segments[-1] not in (".", "..")
+    )
 
 
 def _replaced(value: bytes, mark: bytes, secret: bytes) -> bytes:

@@ -71,10 +71,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What an upstream answered: the addresses of a name, canonical names followed, and for how many seconds."""
+    """What an upstream answered: the addresses of a name, for how many seconds, and what it is an alias of."""
 
     addresses: tuple[IPv4Address, ...]
     ttl: int
+    aliased: tuple[str, ...] = ()
 
 
 def _name(message: bytes, offset: int) -> tuple[tuple[bytes, ...], int]:
@@ -189,14 +190,16 @@ def _follow(
     name: str, addresses: dict[str, list[tuple[IPv4Address, int]]], aliases: dict[str, tuple[str, int]]
 ) -> Resolved:
     ttls: list[int] = []
+    aliased: list[str] = []
     for _ in range(len(aliases) + 1):
         if found := addresses.get(name):
             ttls += [ttl for _, ttl in found]
-            return Resolved(tuple(dict.fromkeys(address for address, _ in found)), min(ttls))
+            return Resolved(tuple(dict.fromkeys(address for address, _ in found)), min(ttls), tuple(aliased))
         if name not in aliases:
             break
         name, ttl = aliases[name]
         ttls.append(ttl)
+        aliased.append(name)
     return Resolved((), min(ttls, default=0))
 
 

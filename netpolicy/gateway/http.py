@@ -15,9 +15,6 @@ import h11
 from netpolicy.names import NameInvalid, canonical
 
 HEAD_MAX: Final = 16384
-_LINE_MAX: Final = 8192
-_REQUEST_LINE: Final = re.compile(rb"[A-Z]{3,16} [^ \r\n]+ HTTP/1\.[01]\r\n")
-_BEGINNING: Final = re.compile(rb"[A-Z]{1,16}( [^ \r\n]*( H(T(T(P(/(1(\.([01]\r?)?)?)?)?)?)?)?)?)?")
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -37,15 +34,8 @@ class Head:
 
     @property
     def upgrades(self) -> bool:
-        """Whether it asks to speak something else from now on."""
+        """Whether it asks for a websocket."""
         return any(name == b"upgrade" for name, _ in self.headers)
-
-
-def looks_like(data: bytes) -> bool | None:
-    """Whether these first bytes begin a request of HTTP/1; None while that cannot be told."""
-    if _REQUEST_LINE.match(data) is not None:
-        return True
-    return None if len(data) < _LINE_MAX and _BEGINNING.fullmatch(data) is not None else False
 
 
 def head_of(request: h11.Request, port: int) -> Head:
@@ -56,7 +46,7 @@ def head_of(request: h11.Request, port: int) -> Head:
     if b"content-length" in names and b"transfer-encoding" in names:
         raise RequestRefused("it has both Content-Length and Transfer-Encoding")
     method = request.method.decode("ascii")
-    if method == "CONNECT":
+    if method.upper() == "CONNECT":
         raise RequestRefused("CONNECT is not allowed")
     host = _host(next(value for name, value in request.headers if name == b"host"), port)
     target = request.target.decode("ascii", errors="replace")
@@ -66,7 +56,26 @@ def head_of(request: h11.Request, port: int) -> Head:
             raise RequestRefused("its target is for another host than its Host header")
         target = absolute[2] or "/"
         target = target if target.startswith("/") else "/" + target
-    return Head(method, target, host, list(request.headers))
+    return Head(method, target, host, _without_other_protocols(list(request.headers)))
+
+
+def _without_other_protocols(headers: Headers) -> Headers:
+    """The headers that ask for websockets at most.
+
+    HTTP/2 or TLS would bring requests that nobody looks at (RFC 9113, RFC 2817). A server may decline any
+    upgrade, so a request goes on without one (RFC 9110, section 7.8).
+    """
+    asked = b", ".join(value for name, value in headers if name == b"upgrade")
+    if not asked or asked.strip().lower() == b"websocket":
+        return headers
+    dropped = {b"upgrade", b"http2-settings"}
+    left = [(name, value) for name, value in headers if name not in dropped]
+    return [(name, _without_options(value, dropped) if name == b"connection" else value) for name, value in left]
+
+
+def _without_options(value: bytes, dropped: set[bytes]) -> bytes:
+    options = [option.strip() for option in value.split(b",")]
+    return b", ".join(option for option in options if option.lower() not in dropped) or b"keep-alive"
 
 
 def _host(value: bytes, port: int) -> str:
@@ -145,17 +154,19 @@ class Requests:
         return self._parser.trailing_data[0]
 
 
-def refusal(reason: str, hint: str) -> bytes:
-    """The answer to a request that is refused: a problem document, so that a program can read why."""
+def refusal(reason: str, hint: str, *, answer: bool = False) -> bytes:
+    """Word a refusal as a problem document, so that a program can read why; answer: the host's answer is refused."""
+    status, phrase = (502, "Bad Gateway") if answer else (403, "Forbidden")
+    code = "egress_answer_refused" if answer else "egress_refused"
     body = json.dumps(
         {
-            "type": "urn:isobox:problem:egress_refused",
+            "type": f"urn:isobox:problem:{code}",
             "title": "Refused by the sandbox's network policy",
-            "status": 403,
-            "code": "egress_refused",
+            "status": status,
+            "code": code,
             "detail": reason,
             "hint": hint,
         }
     ).encode()
-    head = f"HTTP/1.1 403 Forbidden\r\ncontent-type: application/problem+json\r\ncontent-length: {len(body)}\r\n"
+    head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/problem+json\r\ncontent-length: {len(body)}\r\n"
     return head.encode() + b"connection: close\r\n\r\n" + body

@@ -1,7 +1,8 @@
 """Connections to hosts that credentials are put in for: TLS ends here, and begins anew towards the host.
 
 Every request is understood and written anew (HTTP/1.1 alone), must be for the host of the ClientHello, and gets its
-credentials. What the host answers goes back with every credential in it made unreadable.
+credentials. What the host answers is understood as well, goes back with every credential in it made unreadable, and is
+refused where it cannot be read: nothing passes here as bytes.
 """
 
 import asyncio
@@ -10,22 +11,29 @@ import socket
 import ssl
 from collections import OrderedDict
 from typing import Final
+from weakref import WeakValueDictionary
 
 import h11
 
 from netpolicy.certificates import leaf_context
-from netpolicy.gateway import credentials, http
+from netpolicy.gateway import answers, credentials, http
+from netpolicy.gateway.answers import AnswerRefused
 from netpolicy.gateway.journal import Journal
-from netpolicy.gateway.redact import Redactor
+from netpolicy.gateway.redact import Needles, Redactor
 from netpolicy.gateway.relay import together
 from netpolicy.gateway.tlsstream import TlsStream
 from netpolicy.gateway.ward import Flow, Ward
-from netpolicy.match import Verdict
+from netpolicy.gateway.websocket import FrameRefused, Frames
+from netpolicy.match import HINTS, Verdict
 
 _CONTEXTS_MAX: Final = 256
 _HANDSHAKE_S: Final = 10.0
 _FAREWELL_S: Final = 1.0
-_HOP: Final = frozenset({b"accept-encoding", b"connection", b"keep-alive", b"proxy-connection", b"te"})
+_HOP: Final = frozenset({b"accept-encoding", b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer"})
+_PIECES: Final = frozenset({b"range", b"if-range"})
+"""Would have a credential come in pieces. A server may answer as if they were not there (RFC 9110, section 14.2)."""
+_EXTENSIONS: Final = b"sec-websocket-extensions"
+_DROPPED: Final = _HOP | _PIECES | {_EXTENSIONS}
 
 
 class Injector:
@@ -37,12 +45,25 @@ class Injector:
         self._trust = trust
         self._journal = journal
         self._contexts: OrderedDict[tuple[str, str], ssl.SSLContext] = OrderedDict()
+        self._needles: WeakValueDictionary[frozenset[str], Needles] = WeakValueDictionary()
 
     def strays(self, ward: Ward, head: http.Head) -> bool:
         """Whether a request carries a placeholder to a host that it is not for."""
         here = {each.env for each in ward.injections(head.host)}
         marks = [mark for env, mark in ward.credentials.placeholders.items() if env not in here]
         return credentials.strays(marks, head)
+
+    async def needles(self, ward: Ward, host: str) -> Needles:
+        """What a host's answers to a sandbox are searched for; sandboxes with the same secrets share it."""
+        if (needles := ward.needles.get(host)) is None:
+            secrets = ward.credentials.secrets
+            wanted = frozenset(secrets[each.secret] for each in ward.injections(host) if each.secret in secrets)
+            generation = ward.generation
+            if (needles := self._needles.get(wanted)) is None:
+                needles = self._needles[wanted] = await asyncio.to_thread(Needles, wanted)  # it takes a while
+            if ward.generation == generation:
+                ward.needles[host] = needles
+        return needles
 
     def _context(self, ward: Ward, host: str) -> ssl.SSLContext:
         authority = ward.credentials.authority
@@ -105,11 +126,16 @@ class _Exchange:
                     pass
 
     async def _next(self, connection: h11.Connection, stream: TlsStream) -> object:
-        while (event := connection.next_event()) is h11.NEED_DATA:
-            data = await stream.read()
+        try:
+            while (event := connection.next_event()) is h11.NEED_DATA:
+                data = await stream.read()
+                if stream is self._outer:
+                    self._flow.rx_bytes += len(data)
+                connection.receive_data(data)
+        except h11.RemoteProtocolError as error:
             if stream is self._outer:
-                self._flow.rx_bytes += len(data)
-            connection.receive_data(data)
+                raise AnswerRefused(f"the host's answer is not plain HTTP/1.1: {error}") from error
+            raise
         return event
 
     async def _request(self, request: h11.Request) -> bool:
@@ -131,18 +157,32 @@ class _Exchange:
             hint = "ask for a larger budget" if spent else "see docs/policies.md"
             await self._inner.write(http.refusal(str(error), hint))
             return False
-        headers = [(name, value) for name, value in headers if name not in _HOP]
+        headers = [(name, value) for name, value in headers if name not in _DROPPED]
         # Answers must be readable here, or a credential in one could not be found.
         headers += [(b"accept-encoding", b"identity")]
         if head.upgrades:
             headers += [(b"connection", b"upgrade")]
+        needles = await self._injector.needles(ward, head.host)
         await self._send(h11.Request(method=request.method, target=head.target, headers=headers))
-        redactor = Redactor(ward.credentials.secrets[name] for name in {e.secret for e in ward.injections(head.host)})
+        redactor = Redactor(needles)
         try:
-            return await self._exchange(redactor)
+            status = await self._exchange(redactor, websocket=head.upgrades)
+            if status == 101:
+                await self._switched(Frames(needles), redactor)
+            return status not in (0, 101)
+        except AnswerRefused as error:
+            await self._refuse_answer(str(error))
+            return False
         finally:
             if redactor.found:
                 self._note(f"an answer held a credential ({', '.join(used) or 'not sent with this request'})")
+
+    async def _refuse_answer(self, reason: str) -> None:
+        about = {"name": self._flow.name, "port": self._flow.port, "flow": self._flow.number}
+        self._journal.add(self._ward.record("refused", Verdict(False, "answer", reason), **about))
+        if self._asking.our_state is not h11.SEND_RESPONSE:  # some of it has gone on
+            raise ConnectionAbortedError(reason)
+        await self._inner.write(http.refusal(reason, HINTS["answer"], answer=True))
 
     def _note(self, reason: str) -> None:
         verdict = Verdict(False, "inject", reason)
@@ -153,7 +193,8 @@ class _Exchange:
             self._flow.tx_bytes += len(data)
             await self._outer.write(data)
 
-    async def _exchange(self, redactor: Redactor) -> bool:
+    async def _exchange(self, redactor: Redactor, *, websocket: bool) -> int:
+        """Ask and answer; returns the status, 0 where it came before the request had ended."""
         status, asked = 0, asyncio.Event()
 
         async def ask() -> None:
@@ -162,38 +203,34 @@ class _Exchange:
 
         async def answer() -> None:
             nonlocal status
-            status = await self._answer(redactor)
+            status = await self._answer(redactor, websocket=websocket)
             if not asked.is_set():
                 raise _AnsweredEarly
 
         try:
             await together(ask(), answer())
         except _AnsweredEarly:
-            if status != 101:
-                return False  # it was not asked in full: there is no common point to go on from
-        if status == 101:
-            await self._switched()
-        return status != 101
+            return status if status == 101 else 0  # there is no common point to go on from
+        return status
 
     async def _body(self) -> None:
         while True:
             event = await self._next(self._asking, self._inner)
+            if isinstance(event, h11.EndOfMessage):
+                event = h11.EndOfMessage()  # without trailers, which some servers take for headers
             if isinstance(event, h11.Data | h11.EndOfMessage):
                 await self._send(event)
             if not isinstance(event, h11.Data):
                 return
 
-    async def _answer(self, redactor: Redactor) -> int:
+    async def _answer(self, redactor: Redactor, *, websocket: bool) -> int:
         status = 0
         while True:
             event = await self._next(self._answering, self._outer)
             if isinstance(event, h11.InformationalResponse | h11.Response):
                 status = event.status_code
-                coding = dict(event.headers).get(b"content-encoding", b"identity")
-                if isinstance(event, h11.Response) and coding.lower() != b"identity":
-                    raise ConnectionAbortedError("the host answered in a coding that was not asked for")
-                headers = [(name, redactor.all(value)) for name, value in event.headers]
-                await self._pass(type(event)(status_code=status, headers=headers, reason=event.reason))
+                if (head := answers.head(event, redactor, websocket=websocket)) is not None:
+                    await self._pass(head)
                 if status == 101:
                     return status
             elif isinstance(event, h11.Data):
@@ -202,7 +239,7 @@ class _Exchange:
             elif isinstance(event, h11.EndOfMessage):
                 if rest := redactor.flush():
                     await self._pass(h11.Data(data=rest))
-                await self._pass(h11.EndOfMessage())
+                await self._pass(h11.EndOfMessage())  # without trailers
                 return status
             else:
                 raise ConnectionAbortedError("the host hung up")
@@ -211,15 +248,29 @@ class _Exchange:
         if data := self._asking.send(event):
             await self._inner.write(data)
 
-    async def _switched(self) -> None:
-        async def pass_on(source: TlsStream, first: bytes, target: TlsStream) -> None:
-            data = first
-            while data or (data := await source.read()):
-                await target.write(data)
-                data = b""
-            await target.close()
+    async def _switched(self, frames: Frames, redactor: Redactor) -> None:
+        """A websocket: what the client sends goes on as it is, what the host sends is read frame by frame."""
 
-        await together(
-            pass_on(self._inner, self._asking.trailing_data[0], self._outer),
-            pass_on(self._outer, self._answering.trailing_data[0], self._inner),
-        )
+        async def outwards() -> None:
+            data = self._asking.trailing_data[0]
+            while data or (data := await self._inner.read()):
+                await self._outer.write(data)
+                self._flow.tx_bytes += len(data)
+                data = b""
+            await self._outer.close()
+
+        async def inwards() -> None:
+            data = self._answering.trailing_data[0]
+            while data or (data := await self._outer.read()):
+                self._flow.rx_bytes += len(data)
+                if passed := frames.feed(data):
+                    await self._inner.write(passed)
+                data = b""
+            await self._inner.close()
+
+        try:
+            await together(outwards(), inwards())
+        except FrameRefused as error:
+            raise AnswerRefused(f"the host's websocket sent {error}") from None
+        finally:
+            redactor.found += frames.found

@@ -12,6 +12,8 @@ from netpolicy.audit import Record
 
 LIMIT: Final = 8192
 _SHARES: Final = 4
+_LEAST: Final = 16
+"""Refusals that every sandbox may have waiting, while there is room at all."""
 _RESERVE: Final = 1024
 """Places that only ends and refusals may take, so that what goes on can still be accounted for."""
 
@@ -31,7 +33,7 @@ class Journal:
 
     def full(self, sandbox: str) -> bool:
         """Whether nothing new may begin for a sandbox: there is no room, or it has taken its share of it."""
-        return len(self._waiting) >= self._limit - _RESERVE or self._of[sandbox] >= self._limit // _SHARES
+        return self._of[sandbox] >= min(self._limit // _SHARES, self._limit - _RESERVE - len(self._waiting))
 
     @property
     def last(self) -> int:
@@ -39,8 +41,10 @@ class Journal:
         return self._seq
 
     def add(self, record: Record) -> None:
-        """Write a record down."""
-        if len(self._waiting) >= self._limit:
+        """Write a record down; refusals, which a sandbox makes at will, while it leaves room for others'."""
+        room = self._limit - len(self._waiting)
+        greedy = record.verdict == "refuse" and self._of[record.sandbox] > max(_LEAST, room // _SHARES)
+        if not room or greedy:
             self.lost += 1
             return
         self._seq += 1

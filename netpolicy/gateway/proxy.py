@@ -1,12 +1,13 @@
 """Connections to hosts by name: which host is meant, whether it may be reached, and the bytes there and back.
 
 The kernel sends here what goes to a port of some host rule. On 443 a ClientHello must come, on 80 a request; on other
-ports whatever does: what begins like TLS or HTTP is looked at as such, anything else needs only the pin. The gateway
-dials the address that the sandbox dialled, never another one.
+ports whatever does: what some server could take for TLS or HTTP is held to the same (`sniff.py`), anything else needs
+only the pin. The gateway dials the address that the sandbox dialled, never another one.
 """
 
 import asyncio
 import contextlib
+import resource
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -22,6 +23,7 @@ from netpolicy.gateway.ends import dial, first_readable, original_destination, s
 from netpolicy.gateway.inject import Injector
 from netpolicy.gateway.journal import Journal
 from netpolicy.gateway.relay import pump, reset, together
+from netpolicy.gateway.sniff import Protocol, sniff
 from netpolicy.gateway.ward import Flow, Ward
 from netpolicy.match import Verdict
 from netpolicy.names import NameInvalid, canonical
@@ -29,11 +31,16 @@ from netpolicy.names import NameInvalid, canonical
 _log = structlog.get_logger(__name__)
 _BEGINNING_S: Final = 5.0
 _WORD_S: Final = 1.0
+_ANSWER_S: Final = 30.0
 _FAREWELL_S: Final = 2.0
 _REVOKED: Final = "the policy no longer allows it"
 _CONNECTIONS_MAX: Final = 1024
+_FILES_EACH: Final = 8
+"""Descriptors of a connection, with some to spare: two sockets, two pipes."""
 _UNRECOGNIZED_NAME: Final = bytes((21, 3, 3, 0, 2, 2, 112))
 """A fatal alert of TLS (RFC 6066): the client library says so in words, instead of "connection reset"."""
+_ACCESS_DENIED: Final = bytes((21, 3, 3, 0, 2, 2, 49))
+"""The fatal alert access_denied (RFC 8446, section 6.2)."""
 
 
 class _Refused(Exception):
@@ -79,6 +86,8 @@ class Proxy:
         self._injector = injector
         self._tasks = tasks
         self._numbers = 0
+        self._serving = 0
+        self._places = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _FILES_EACH
 
     def serve(self, listener: socket.socket) -> None:
         """Take what comes to a socket, from now on."""
@@ -92,13 +101,18 @@ class Proxy:
                 return
             client.setblocking(False)
             ward = self._ward(IPv4Address(peer[0]))
-            if ward is None or ward.connecting >= _CONNECTIONS_MAX or self._journal.full(ward.sandbox):
+            if ward is None or self._journal.full(ward.sandbox) or not self._has_place(ward):
                 reset(client)
                 continue
             self._tasks.spawn(self._serve(ward, client), name=f"flow of {ward.sandbox}")
 
+    def _has_place(self, ward: Ward) -> bool:
+        """Whether a sandbox may have one more connection: it never has more than there are places left for others."""
+        return ward.connecting < min(_CONNECTIONS_MAX, self._places - self._serving)
+
     async def _serve(self, ward: Ward, client: socket.socket) -> None:
         ward.connecting += 1
+        self._serving += 1
         attempt: _Attempt | None = None
         try:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -112,6 +126,7 @@ class Proxy:
             pass  # it is cut off below; its record tells why
         finally:
             ward.connecting -= 1
+            self._serving -= 1
             if attempt is not None:
                 attempt.close()
             else:
@@ -147,26 +162,35 @@ class Proxy:
             await self._whatever(attempt)
 
     async def _tls(self, attempt: _Attempt, data: bytes) -> None:
+        name, verdict, data = await self._hello(attempt, data)
+        injected = bool(attempt.ward.injections(name))
+        if not injected:
+            _refuse_hidden(data, name)  # where TLS ends here nobody reads the hidden one
+        await self._through(
+            attempt, name, verdict, data, sni=name, mode=self._inject if injected else self._through_tls
+        )
+
+    async def _hello(self, attempt: _Attempt, data: bytes) -> tuple[str, Verdict, bytes]:
+        """Read a whole ClientHello: (the host that it names, which is allowed; the verdict; the bytes)."""
         sni: str | bytes | None = b""
         try:
             async with asyncio.timeout(_BEGINNING_S):
                 while (sni := tls.server_name(data)) == b"":
                     data += await self._more(attempt, tls.HELLO_MAX - len(data))
         except tls.NotTls as error:
-            raise _Refused(_not(attempt, f"only TLS goes to port {attempt.port} by name: {error}")) from None
+            raise _Refused(_not(f"only TLS goes to port {attempt.port} by name: {error}")) from None
         except TimeoutError:
-            raise _Refused(_not(attempt, f"no ClientHello came within {_BEGINNING_S:g} s")) from None
+            raise _Refused(_not(f"no ClientHello came within {_BEGINNING_S:g} s")) from None
         if not isinstance(sni, str):
-            raise _Refused(_not(attempt, "its ClientHello names no host"), farewell=_UNRECOGNIZED_NAME)
+            raise _Refused(_not("its ClientHello names no host"), farewell=_UNRECOGNIZED_NAME)
         try:
             name = canonical(sni)
         except NameInvalid as error:
-            raise _Refused(_not(attempt, str(error)), sni=sni[:255], farewell=_UNRECOGNIZED_NAME) from None
+            raise _Refused(_not(str(error)), sni=sni[:255], farewell=_UNRECOGNIZED_NAME) from None
         verdict = self._admit(attempt, name)
         if not verdict.allowed:
             raise _Refused(verdict, sni=name, farewell=_UNRECOGNIZED_NAME)
-        injected = bool(attempt.ward.injections(name))
-        await self._through(attempt, name, verdict, data, sni=name, mode=self._inject if injected else self._splice)
+        return name, verdict, data
 
     async def _http(self, attempt: _Attempt, data: bytes) -> None:
         host = ""
@@ -190,7 +214,7 @@ class Proxy:
             verdict, farewell = _badly(attempt, str(error))
             raise _Refused(verdict, farewell=farewell) from None
         except TimeoutError:
-            raise _Refused(_not(attempt, f"no request came within {_BEGINNING_S:g} s")) from None
+            raise _Refused(_not(f"no request came within {_BEGINNING_S:g} s")) from None
         verdict = self._admit(attempt, host)
         if not verdict.allowed:
             record = attempt.ward.record("refused", verdict, host=host, port=attempt.port)
@@ -214,7 +238,7 @@ class Proxy:
     async def _more(self, attempt: _Attempt, most: int) -> bytes:
         piece = await asyncio.get_running_loop().sock_recv(attempt.client, max(1, most))
         if not piece:
-            raise _Refused(_not(attempt, "it ended before it said which host it is for"))
+            raise _Refused(_not("it ended before it said which host it is for"))
         return piece
 
     def _admit(self, attempt: _Attempt, name: str) -> Verdict:
@@ -263,7 +287,7 @@ class Proxy:
             why = "the host did not answer"
             raise
         except OSError as error:
-            why = error.strerror or "the connection broke"
+            why = error.strerror or str(error) or "the connection broke"
             raise
         except _Refused as refusal:
             why = refusal.verdict.reason
@@ -291,41 +315,80 @@ class Proxy:
         await self._injector.serve(attempt.ward, flow, attempt.client, attempt.upstream, data)
 
     async def _first_words(self, attempt: _Attempt, flow: Flow, data: bytes) -> None:
-        loop, upstream = asyncio.get_running_loop(), attempt.upstream
+        upstream = attempt.upstream
         assert upstream is not None
-        side = await first_readable(attempt.client, upstream)
-        if side is upstream:
-            await self._splice(attempt, flow, data)
-            return
-        data = await loop.sock_recv(attempt.client, http.HEAD_MAX)
-        with contextlib.suppress(TimeoutError):  # it waits for an answer to what is no request, then
-            async with asyncio.timeout(_WORD_S):
-                while data and http.looks_like(data) is None:
-                    data += await self._more(attempt, http.HEAD_MAX)
-        if tls.looks_like(data):
-            await self._named_tls(attempt, flow, data)
-        elif http.looks_like(data):
-            await self._requests(attempt, flow, data)
-        else:
-            await self._splice(attempt, flow, data)
+        if await first_readable(attempt.client, upstream) is attempt.client:
+            with contextlib.suppress(TimeoutError):  # it waits for an answer to what is no request, then
+                async with asyncio.timeout(_WORD_S):
+                    while (protocol := sniff(data)) is Protocol.UNDECIDED:
+                        data += (piece := await self._piece(attempt))
+                        if not piece:
+                            break
+            if protocol is Protocol.TLS:
+                await self._named_tls(attempt, flow, data)
+                return
+            if protocol is Protocol.HTTP:
+                await self._requests(attempt, flow, data)
+                return
+        # A server may also be the first to speak and be one of HTTP/2 (RFC 9113, section 3.4).
+        await together(self._watched(attempt, flow, data), pump(upstream, attempt.client, _received(flow)))
+
+    async def _watched(self, attempt: _Attempt, flow: Flow, words: bytes) -> None:
+        """Pass on a client's first words while no server can act on them, and all of it once it is another protocol."""
+        upstream, sent = attempt.upstream, 0
+        assert upstream is not None
+        while True:
+            protocol = sniff(words)
+            if protocol in (Protocol.TLS, Protocol.HTTP):
+                raise _Refused(_not(f"{protocol.value} came late: a client that speaks it says so at once"))
+            await asyncio.get_running_loop().sock_sendall(upstream, words[sent:])
+            flow.tx_bytes += len(words) - sent
+            sent = len(words)
+            if protocol is Protocol.OTHER:
+                await pump(attempt.client, upstream, _sent(flow))
+                return
+            words += (piece := await self._piece(attempt))
+            if not piece:
+                upstream.shutdown(socket.SHUT_WR)
+                return
+
+    async def _piece(self, attempt: _Attempt) -> bytes:
+        return await asyncio.get_running_loop().sock_recv(attempt.client, http.HEAD_MAX)
 
     async def _named_tls(self, attempt: _Attempt, flow: Flow, data: bytes) -> None:
-        sni: str | bytes | None = None
+        name, _, data = await self._hello(attempt, data)
+        _refuse_hidden(data, name)
+        flow.name = flow.sni = name
+        await self._through_tls(attempt, flow, data)
+
+    async def _through_tls(self, attempt: _Attempt, flow: Flow, data: bytes) -> None:
+        """Pass TLS on; a server that asks for another ClientHello gets one for the same host."""
+        loop, upstream, first = asyncio.get_running_loop(), attempt.upstream, b""
+        assert upstream is not None
+        await loop.sock_sendall(upstream, data)
+        flow.tx_bytes += len(data)
+        async with asyncio.timeout(_ANSWER_S):
+            while (again := tls.asks_again(first)) is None:
+                if not (piece := await loop.sock_recv(upstream, tls.HELLO_MAX)):
+                    break
+                first += piece
+        await loop.sock_sendall(attempt.client, first)
+        flow.rx_bytes += len(first)
+        await self._splice(attempt, flow, await self._again(attempt, flow) if again else b"")
+
+    async def _again(self, attempt: _Attempt, flow: Flow) -> bytes:
+        """Read what a client sends when it is asked again."""
+        data = b""
         try:
             async with asyncio.timeout(_BEGINNING_S):
-                while (sni := tls.server_name(data)) == b"":
-                    data += await self._more(attempt, tls.HELLO_MAX - len(data))
+                while not (hello := tls.second_hello(data)) or (sni := tls.server_name(hello)) == b"":
+                    data += await self._more(attempt, 2 * tls.HELLO_MAX - len(data))
+            hidden = tls.hides_name(hello)
         except (tls.NotTls, TimeoutError):
-            raise _Refused(_not(attempt, "its ClientHello cannot be read")) from None
-        if isinstance(sni, str):
-            try:
-                verdict = self._admit(attempt, canonical(sni))
-            except NameInvalid as error:
-                verdict = _not(attempt, str(error))
-            if not verdict.allowed:
-                raise _Refused(verdict, sni=sni[:255], farewell=_UNRECOGNIZED_NAME)
-            flow.name = flow.sni = canonical(sni)
-        await self._splice(attempt, flow, data)
+            raise _Refused(_not("its second ClientHello cannot be read"), sni=flow.sni) from None
+        if hidden or not isinstance(sni, str) or sni.lower().rstrip(".") != flow.sni:
+            raise _Refused(_not("its second ClientHello is for another host"), sni=flow.sni)
+        return data
 
     async def _requests(self, attempt: _Attempt, flow: Flow, data: bytes) -> None:
         """HTTP: every request of the connection is for the host of the flow."""
@@ -336,6 +399,10 @@ class Proxy:
             verdict = self._admit(attempt, head.host)
             if not verdict.allowed:
                 raise http.RequestRefused(verdict.reason)
+            if flow.host is None:
+                flow.name = flow.host = head.host
+            if head.host != flow.host:  # a change of the policy cuts off flows by their host
+                raise http.RequestRefused(f"its Host is {head.host}, the connection is for {flow.host}")
             if self._injector.strays(ward, head):
                 stray = Verdict(False, "inject", "a placeholder of a credential was sent to another host")
                 self._journal.add(ward.record("secret", stray, name=head.host, port=attempt.port))
@@ -393,7 +460,14 @@ def _received(flow: Flow) -> Callable[[int], None]:
     return count
 
 
-def _not(attempt: _Attempt, reason: str) -> Verdict:
+def _refuse_hidden(hello: bytes, name: str) -> None:
+    if tls.hides_name(hello):
+        raise _Refused(
+            Verdict(False, "ech", "its ClientHello hides another name (ECH)"), sni=name, farewell=_ACCESS_DENIED
+        )
+
+
+def _not(reason: str) -> Verdict:
     return Verdict(False, "protocol", reason)
 
 
@@ -404,4 +478,4 @@ def _unpinned(attempt: _Attempt, name: str | None) -> Verdict:
 
 
 def _badly(attempt: _Attempt, reason: str) -> tuple[Verdict, bytes]:
-    return _not(attempt, reason), http.refusal(reason, "see docs/policies.md")
+    return _not(reason), http.refusal(reason, "see docs/policies.md")

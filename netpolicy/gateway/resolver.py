@@ -13,6 +13,7 @@ from common.tasks import TaskOwner
 from netpolicy.gateway import dns
 from netpolicy.gateway.dns import Code, Question, Resolved
 from netpolicy.gateway.journal import Journal
+from netpolicy.gateway.turns import Turns
 from netpolicy.gateway.ward import Ward
 from netpolicy.match import Verdict
 from netpolicy.names import from_wire
@@ -20,6 +21,9 @@ from netpolicy.names import from_wire
 _UPSTREAM_TIMEOUT_S: Final = 2.0
 _ATTEMPTS: Final = 2
 _ASKING_MAX: Final = 64
+"""Questions of one sandbox that are on at a time; more get SERVFAIL at once."""
+_UPSTREAM_MAX: Final = 128
+"""Questions of all sandboxes that are upstream at a time (dnsmasq, a common resolver, takes 150)."""
 _STREAMS_MAX: Final = 8
 _TCP_IDLE_S: Final = 10.0
 _UNANSWERED: Final = Verdict(False, "upstream", "the resolver of this machine did not answer")
@@ -41,6 +45,7 @@ class Resolver:
         self._ward = ward
         self._journal = journal
         self._tasks = tasks
+        self._turns = Turns(_UPSTREAM_MAX)
 
     # ---- the ways in
 
@@ -55,8 +60,8 @@ class Resolver:
             except OSError:
                 return
             ward = self._ward(IPv4Address(peer[0]))
-            if ward is None or ward.asking >= _ASKING_MAX:
-                continue  # nobody's, or a flood: as if it had been lost
+            if ward is None:
+                continue
             self._tasks.spawn(self._answer_datagram(listener, ward, message, peer), name="dns")
 
     async def _answer_datagram(
@@ -99,7 +104,7 @@ class Resolver:
         now = time.monotonic()
         if not ward.may_ask(now):
             return dns.answer(question, Code.REFUSED)
-        if self._journal.full(ward.sandbox):
+        if self._journal.full(ward.sandbox) or ward.asking >= _ASKING_MAX:
             return dns.answer(question, Code.FAILED)
         ward.asking += 1
         try:
@@ -129,7 +134,8 @@ class Resolver:
         if (known := ward.pins.answer(name, now)) is not None:
             return Code.OK, Resolved(*known)
         generation = ward.generation
-        found = await self._resolve(name)
+        async with self._turns.place(ward.sandbox):
+            found = await self._resolve(name)
         if isinstance(found, Code):
             refusal = _UNANSWERED if found == Code.FAILED else Verdict(True, verdict.rule, "there is no such name")
             self._journal.add(ward.record("dns", refusal, name=name))
@@ -161,7 +167,13 @@ class Resolver:
 
 
 def _void(ward: Ward, found: Resolved) -> Verdict | None:
-    """One address that may not be reached makes the whole answer void: a name must not lead to it by turns."""
+    """Refuse an answer that leads to what is denied: through a denied name, or to an address of the floor.
+
+    A name must not lead to such an address by turns, so one of them voids the whole answer.
+    """
+    for name in found.aliased:
+        if (denied := ward.rules.denied_name(name)) is not None:
+            return Verdict(False, denied.rule, f"it is an alias of {name[:255]}, which a rule denies")
     for address in found.addresses:
         if ward.rules.floor.holds(address) or (is_local(address) and not ward.rules.floor.pierced(address)):
             return Verdict(False, "floor", f"it leads to {address}, which is never reachable from a sandbox")

@@ -10,10 +10,10 @@ from typing import Final
 
 from netpolicy.audit import Record
 from netpolicy.gateway.pins import Pins
+from netpolicy.gateway.redact import Needles
 from netpolicy.match import Rules, Verdict, hint
-from netpolicy.policy import CLOSED, Injection
+from netpolicy.policy import CLOSED, DNS_PER_S, Injection
 
-_DNS_PER_S: Final = 100
 _NAMES_PER_HOUR: Final = 2000
 _NAME_MAX: Final = 200
 
@@ -86,10 +86,12 @@ class Ward:
         self.credentials = Credentials()
         self.pins = Pins()
         self.flows: set[Flow] = set()
+        self.needles: dict[str, Needles] = {}
+        """What answers of a host are searched for, by host; made when one is first asked."""
         self.spent: dict[Injection, int] = {}
         self.asking = self.streams = self.connecting = 0
         """Questions, streams of questions and connections that are on now: no sandbox takes the room of others."""
-        self._questions = Bucket(_DNS_PER_S)
+        self._questions = Bucket(DNS_PER_S)
         self._asked: deque[tuple[float, str]] = deque()
         self._distinct: set[str] = set()
 
@@ -98,7 +100,8 @@ class Ward:
     def guard(self, rules: Rules, credentials: Credentials, generation: int) -> list[Flow]:
         """Its rules from now on; returns the flows that they no longer allow, their pins are gone already."""
         self.rules, self.credentials, self.generation = rules, credentials, generation
-        self._questions = Bucket(rules.policy.limits.dns_per_s or _DNS_PER_S)
+        self.needles = {}
+        self._questions = Bucket(rules.policy.limits.dns_per_s or DNS_PER_S)
         self.pins.keep(name for name in self.pins.all() if rules.name(name).allowed)
         return [flow for flow in self.flows if not self._still_allowed(flow)]
 

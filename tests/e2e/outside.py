@@ -174,13 +174,22 @@ class Servers:
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 self.note(port=port, method=method, path=path, headers=headers, body=body.decode(errors="replace"))
                 if "upgrade" in headers:
-                    writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
-                    while data := await reader.read(999):
-                        writer.write(data)
-                        await writer.drain()
+                    await self.websocket(reader, writer, headers)
                     break
                 await self.respond(writer, path, headers, body)
         writer.close()
+
+    async def websocket(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, headers: dict[str, str]
+    ) -> None:
+        """Answer each short message with itself and the caller's key."""
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+        while True:
+            opcode, size = await reader.readexactly(2)
+            mask, data = await reader.readexactly(4), await reader.readexactly(size & 127)
+            data = bytes(byte ^ mask[n % 4] for n, byte in enumerate(data)) + b" " + headers.get("x-key", "").encode()
+            writer.write(bytes((opcode, len(data))) + data)
+            await writer.drain()
 
     async def respond(self, writer: asyncio.StreamWriter, path: str, headers: dict[str, str], body: bytes) -> None:
         kind = b"application/json"

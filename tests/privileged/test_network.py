@@ -1,11 +1,15 @@
 """Slots, rules and the table of connections on the real kernel, without the service."""
 
 import asyncio
+import contextlib
+import functools
 import os
 import socket
 import struct
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -15,11 +19,12 @@ import pytest
 from netpolicy import conntrack, nft
 from netpolicy.errors import NetworkUnavailable
 from netpolicy.floor import Floor
+from netpolicy.gateway.dns import query
 from netpolicy.match import Rules
 from netpolicy.network import Egress, NetworkSettings, open_network
 from netpolicy.nftables import Nftables
 from netpolicy.plan import GATEWAY_MAC, GUEST_MAC, PEER, tag_of
-from netpolicy.policy import parse
+from netpolicy.policy import Policy, parse
 from netpolicy.slots import Slots, open_slots
 
 BLOCK = IPv4Network("198.19.0.0/16")
@@ -195,16 +200,17 @@ def ethernet(payload: bytes, kind: int = 0x0800) -> bytes:
     return bytes.fromhex((GATEWAY_MAC + GUEST_MAC).replace(":", "")) + kind.to_bytes(2) + payload
 
 
-def datagram(source: str, destination: str, port: int) -> bytes:
+def datagram(source: str, destination: str, port: int, payload: bytes = b"x") -> bytes:
     """A UDP packet over IPv4, its header's checksum right."""
+    size = 8 + len(payload)
     head = struct.pack(
-        ">BBHHHBBH4s4s", 0x45, 0, 29, 0, 0, 64, 17, 0, *(IPv4Address(a).packed for a in (source, destination))
+        ">BBHHHBBH4s4s", 0x45, 0, 20 + size, 0, 0, 64, 17, 0, *(IPv4Address(a).packed for a in (source, destination))
     )
     total = sum(struct.unpack(">10H", head))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     head = head[:10] + (~total & 0xFFFF).to_bytes(2) + head[12:]
-    return head + struct.pack(">HHHH", 5555, port, 9, 0) + b"x"
+    return head + struct.pack(">HHHH", 5555, port, size, 0) + payload
 
 
 def test_what_a_sentry_that_was_taken_over_could_send_goes_nowhere(tmp_path: Path) -> None:
@@ -241,6 +247,124 @@ def test_what_a_sentry_that_was_taken_over_could_send_goes_nowhere(tmp_path: Pat
         assert {each["verdict"] for each in records} == {"refuse"}
 
     asyncio.run(run())
+
+
+def segment(destination: str, port: int, flags: int, *, checksum: int | None = None) -> bytes:
+    """A TCP segment from the guest without data, its checksums right unless one is given."""
+    addresses = IPv4Address("10.200.0.2").packed + IPv4Address(destination).packed
+    tcp = struct.pack(">HHIIBBHHH", 5555, port, 7, 0, 0x50, flags, 1024, 0, 0)
+    total = sum(struct.unpack(">16H", addresses + struct.pack(">HH", 6, 20) + tcp))
+    total = (total & 0xFFFF) + (total >> 16)
+    tcp = tcp[:16] + (checksum if checksum is not None else ~total & 0xFFFF).to_bytes(2) + tcp[18:]
+    head = struct.pack(">BBHHHBBH", 0x45, 0, 40, 0, 0, 64, 6, 0) + addresses
+    total = sum(struct.unpack(">10H", head))
+    total = (total & 0xFFFF) + (total >> 16)
+    return head[:10] + (~total & 0xFFFF).to_bytes(2) + head[12:] + tcp
+
+
+@contextlib.contextmanager
+def wire(address: str, neighbour: str) -> Iterator[socket.socket]:
+    """A link of the machine with an address and a neighbour; the socket hears all that goes out there."""
+    near, far = f"wn{os.getpid()}"[:15], f"wf{os.getpid()}"[:15]
+    run = functools.partial(subprocess.run, shell=True, check=True, capture_output=True)
+    run(f"ip link add {near} type veth peer name {far}")
+    try:
+        run(f"ip addr add {address}/24 dev {near} && ip link set {near} up && ip link set {far} up")
+        run(f"ip neigh add {neighbour} lladdr 02:00:00:00:00:01 dev {near} nud permanent")
+        with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)) as heard:
+            heard.bind((far, 0x0800))
+            heard.settimeout(10)
+            yield heard
+    finally:
+        run(f"ip link del {near}")
+
+
+def test_what_belongs_to_no_connection_does_not_leave_with_an_inner_address(tmp_path: Path) -> None:
+    """Conntrack finds it invalid, so that no address of it is translated."""
+    there = "198.18.79.2"
+    fin, syn, rst, ack = 1, 2, 4, 16
+
+    async def run(policy: Policy) -> list[tuple[str, int]]:
+        settings = NetworkSettings(ready=1, holes=(IPv4Network("198.18.79.0/24"),))
+        async with open_network(tmp_path, settings, lambda _: None) as network:
+            await network.begin({})
+            _, fd = await network.lease("sbx")
+            await network.apply("sbx", Egress(policy, generation=1))
+            with socket.socket(fileno=fd) as link, wire("198.18.79.1", there) as heard:
+                for number, flags in enumerate((rst, rst | ack, syn | fin, syn | rst, 0, 63)):
+                    link.send(ethernet(segment(there, 1000 + number, flags)))
+                link.send(ethernet(segment(there, 1100, syn, checksum=0xDEAD)))
+                link.send(ethernet(segment(there, 2000, syn)))
+                found: list[tuple[str, int]] = []
+                while (there, 2000) not in [(there, port) for _, port in found]:
+                    packet = heard.recv(1 << 16)
+                    if packet[16:20] == IPv4Address(there).packed:
+                        found.append((str(IPv4Address(packet[12:16])), int.from_bytes(packet[22:24])))
+            await network.release("sbx")
+        return found
+
+    for document in ({"default": "allow"}, {"allow": [{"cidr": "198.18.79.0/24"}]}):
+        assert asyncio.run(run(parse(document))) == [("198.18.79.1", 2000)]
+
+
+@contextlib.contextmanager
+def flooding(link: socket.socket, frame: bytes) -> Iterator[None]:
+    """Send a frame again and again as fast as two programs can."""
+    script = (
+        "import socket, sys\n"
+        "link, frame = socket.socket(fileno=int(sys.argv[1])), bytes.fromhex(sys.argv[2])\n"
+        "for n in range(2000): link.send(frame)\n"
+        "print('flooding', flush=True)\n"
+        "while True: link.send(frame)\n"
+    )
+    command = [sys.executable, "-c", script, str(link.fileno()), frame.hex()]
+    programs = [subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=[link.fileno()]) for _ in range(2)]
+    try:
+        for program in programs:
+            assert program.stdout is not None
+            assert program.stdout.readline() == b"flooding\n"
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.communicate()
+
+
+def test_a_flood_of_questions_takes_no_answer_from_a_neighbour(tmp_path: Path) -> None:
+    questions = [query(number, f"n{number}.test") for number in range(50)]
+    flood = ethernet(datagram("10.200.0.2", "10.200.0.1", 53, query(7, "flood.test")))
+    policy = Egress(parse({"allow": [{"host": "a.test"}]}))
+
+    async def run() -> int:
+        answered = 0
+        async with open_network(tmp_path, NetworkSettings(ready=2), lambda _: None) as network:
+            await network.begin({})
+            with contextlib.ExitStack() as stack:
+                links = {}
+                for name in ("noisy", "quiet"):
+                    _, fd = await network.lease(name)
+                    links[name] = stack.enter_context(socket.socket(fileno=fd))
+                    await network.apply(name, policy)
+                links["quiet"].settimeout(5)
+                stack.enter_context(flooding(links["noisy"], flood))
+                for question in questions:
+                    links["quiet"].send(ethernet(datagram("10.200.0.2", "10.200.0.1", 53, question)))
+                    with contextlib.suppress(TimeoutError):  # it is not asked again: a lost one counts
+                        await asyncio.to_thread(wait_for_answer, links["quiet"], question)
+                        answered += 1
+            for name in links:
+                await network.release(name)
+        return answered
+
+    assert asyncio.run(run()) == len(questions)
+
+
+def wait_for_answer(link: socket.socket, question: bytes) -> None:
+    """Wait for the answer to a question; TimeoutError."""
+    while True:
+        frame = link.recv(1 << 16)
+        if frame[14 + 28 : 14 + 30] == question[:2] and frame[23] == 17:
+            return
 
 
 def test_a_network_gives_all_back_and_the_gateway_ends(tmp_path: Path) -> None:

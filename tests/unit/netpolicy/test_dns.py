@@ -69,7 +69,7 @@ def test_canonical_names_are_followed_and_nothing_else_is_taken() -> None:
     of_b = _record(b"\x01b\x04test\x00", 1, bytes((1, 2, 3, 4)))
     of_c = _record(b"\x01c\x04test\x00", 1, bytes((6, 6, 6, 6)))
     assert dns.parse_answer(_message(of_c, alias, of_b, answers=3), 7, "a.test") == Resolved(
-        (IPv4Address("1.2.3.4"),), 9
+        (IPv4Address("1.2.3.4"),), 9, ("b.test",)
     )
     circle = _record(b"\xc0\x0c", 5, b"\xc0\x0c")
     assert dns.parse_answer(_message(circle, answers=1), 7, "a.test") == Resolved((), 60)

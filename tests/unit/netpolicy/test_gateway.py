@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import struct
 from ipaddress import IPv4Address, IPv4Network
 
@@ -10,7 +11,7 @@ from netpolicy.audit import Record
 from netpolicy.floor import Floor
 from netpolicy.gateway import nflog
 from netpolicy.gateway.journal import Journal
-from netpolicy.gateway.pins import LONGEST_S, NAMES_MAX, SHORTEST_S, Pins
+from netpolicy.gateway.pins import LONGEST_S, NAMES_MAX, PAIRS_MAX, SHORTEST_S, Pins
 from netpolicy.gateway.ward import Authority, Bucket, Credentials, Ward
 from netpolicy.gateway.wire import Guarded, decode_guarded, encode_guarded
 from netpolicy.match import Rules
@@ -46,6 +47,20 @@ def test_pins_are_bounded() -> None:
     assert all(pins.add(f"n{n}.test", [ONE], 60, now=0) for n in range(NAMES_MAX))
     assert not pins.add("more.test", [ONE], 60, now=1)
     assert pins.add("more.test", [ONE], 60, now=SHORTEST_S + 1), "the old ones have expired"
+
+
+def test_a_name_that_has_other_addresses_each_time_takes_no_room_without_end() -> None:
+    pins, first = Pins(), int(ONE)
+    fresh = ([IPv4Address(first + 64 * n + i) for i in range(64)] for n in itertools.count())
+    for now in range(1500):
+        pins.add("a.test", next(fresh), 0, now=now)
+        if now % 100 == 0:
+            assert sum(map(len, pins._at.values())) <= PAIRS_MAX
+    assert pins.add("b.test", [ONE], 60, now=now + SHORTEST_S + 1), "the old ones have expired"
+    pins = Pins()
+    assert all(pins.add("a.test", next(fresh), 1e9, now=0) for _ in range(PAIRS_MAX // 64))
+    assert not pins.add("b.test", [ONE], 60, now=1), "all of them are in use"
+    assert pins.add("b.test", [ONE], 60, now=LONGEST_S + 1)
 
 
 @given(st.integers(1, 50), st.lists(st.floats(0, 2), max_size=60))
@@ -103,6 +118,22 @@ def test_no_sandbox_takes_all_the_room() -> None:
         assert not journal.full("quiet")
         journal.acknowledged(1)
         assert not journal.full("noisy")
+
+    asyncio.run(run())
+
+
+def test_refusals_of_one_sandbox_do_not_stop_others() -> None:
+    """The kernel's rules log what they refuse, as fast as a sandbox tries."""
+
+    async def run() -> None:
+        journal = Journal(limit=4000)
+        for sandbox in ("one", "two", "three"):
+            for _ in range(9000):
+                journal.add(Record("refused", sandbox, 1, "refuse", "limit connections"))
+        assert journal.lost
+        assert not journal.full("quiet")
+        journal.add(Record("refused", "quiet", 1, "refuse", "default"))
+        assert (await journal.after(0, 4000))[-1].sandbox == "quiet"
 
     asyncio.run(run())
 

@@ -58,7 +58,7 @@ def test_requests_mean_the_same_wherever_they_are_cut(cuts: list[int]) -> None:
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a.test\r\nX: " + b"x" * 20000 + b"\r\n\r\n",
         b"\x16\x03\x01\x00\x05\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\nGET / HTTP/1.1\r\nHost: a.test\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\nGET / HTTP/1.1\r\nHost: a.test\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
     ],
 )
 def test_what_does_not_go_on(data: bytes) -> None:
@@ -86,16 +86,24 @@ def test_an_upgrade_keeps_what_follows_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "so"),
+    "upgrade",
     [
-        (b"G", None),
-        (b"GET /x HT", None),
-        (b"GET / HTTP/1.1\r\n", True),
-        (b"GET /\r\n", False),
-        (b"hello\n", False),
-        (b"\x16\x03", False),
-        (b"SSH-2.0\r\n", False),
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+        b"Connection: upgrade\r\nUpgrade: websocket, h2c\r\n",
+        b"Connection: upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n",
+        b"Connection: upgrade\r\nUpgrade: TLS/1.0\r\n",
+        b"Connection: upgrade\r\nUpgrade: HTTP/2.0\r\n",
     ],
 )
-def test_beginnings(data: bytes, so: bool | None) -> None:
-    assert http.looks_like(data) is so
+def test_nobody_asks_for_a_protocol_that_would_bring_unseen_requests(upgrade: bytes) -> None:
+    two = b"GET /1 HTTP/1.1\r\nHost: a.test\r\n" + upgrade + b"\r\nGET /2 HTTP/1.1\r\nHost: a.test\r\n\r\n"
+    passed, heads = through(two)
+    assert [head.target for head in heads] == ["/1", "/2"], "it goes on as HTTP/1.1"
+    assert b"upgrade" not in passed.lower()
+    assert b"http2" not in passed.lower()
+
+
+@pytest.mark.parametrize("method", [b"CONNECT", b"connect", b"Connect"])
+def test_no_request_opens_a_tunnel(method: bytes) -> None:
+    with pytest.raises(RequestRefused):
+        through(method + b" a.test:443 HTTP/1.1\r\nHost: a.test\r\n\r\n", port=443)

@@ -83,6 +83,23 @@ def test_a_closed_policy_lets_questions_through_and_nothing_else() -> None:
     ]
 
 
+def test_what_is_refused_is_logged_at_a_bounded_rate() -> None:
+    limits = {"connections": 9, "new_connections_per_s": 5, "tx_bytes": 1 << 20}
+    rules = Rules(parse({"allow": [{"cidr": "203.0.113.0/24"}], "limits": limits}))
+    text = nft.slot(PLACE, 3) + nft.policy(PLACE, 3, rules, had_quota=False)
+    logs = [line for line in text.splitlines() if " log prefix " in line and nft.OPENED not in line]
+    assert len(logs) == 5
+    assert all(" limit " in line for line in logs)
+
+
+def test_a_floods_questions_end_in_the_kernel() -> None:
+    for policy in ({}, {"allow": [{"cidr": "203.0.113.0/24"}]}):
+        text = nft.policy(PLACE, 3, Rules(parse(policy | {"limits": {"dns_per_s": 7}})), had_quota=False)
+        rules = [line.partition(" p_3 ")[2] for line in text.splitlines() if "dport 53" in line]
+        assert rules[1] == "ip daddr 198.19.4.1 udp dport 53 limit rate over 14/second burst 14 packets drop"
+        assert rules[-1].endswith("th dport 53 accept"), "and then the rest is let through"
+
+
 def test_resolvers_of_the_host() -> None:
     text = "# x\nnameserver 192.0.2.53\nnameserver ::1\n  nameserver 192.0.2.54 \nsearch a.test\n"
     assert host_resolvers(text) == (("192.0.2.53", 53), ("192.0.2.54", 53))

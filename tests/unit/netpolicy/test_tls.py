@@ -1,24 +1,10 @@
-import ssl
-
 import pytest
+from hellos import hello, names, with_extensions
 from hypothesis import given
 from hypothesis import strategies as st
 
 from netpolicy.gateway import tls
 from netpolicy.gateway.tls import HELLO_MAX, NotTls, server_name
-
-
-def hello(host: str | None, *, legacy: bool = False) -> bytes:
-    context = ssl.create_default_context()
-    context.check_hostname = host is not None
-    if host is None:
-        context.verify_mode = ssl.CERT_NONE
-    if legacy:
-        context.maximum_version = ssl.TLSVersion.TLSv1_2
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    with pytest.raises(ssl.SSLWantReadError):
-        context.wrap_bio(incoming, outgoing, server_hostname=host).do_handshake()
-    return outgoing.read()
 
 
 def in_records(data: bytes, size: int) -> bytes:
@@ -80,3 +66,45 @@ def test_one_that_never_ends_is_refused() -> None:
 def test_what_is_no_tls(data: bytes) -> None:
     with pytest.raises(NotTls):
         server_name(data)
+
+
+TWO = with_extensions((0, names(b"a.test")))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_extensions((0, names(b"a.test")), (0, names(b"b.test"))),
+        with_extensions((0, names(b"a.test")), (23, b""), (0, names(b"a.test"))),
+        with_extensions((0, names(b"a.test", b"b.test"))),
+        with_extensions((0, names(b"b.test", kind=1))),
+        with_extensions((0, names())),
+        with_extensions((0, b"")),
+        with_extensions((0, names(b"a.test", more=b"b.test"))),
+        with_extensions((0, names(b"a.test")), more=b"\0\0\0\0"),
+        with_extensions((0, names(b"a.test")), after=TWO[5:]),
+        in_records(TWO, 20)[:25] + b"\x14\x03\x03\0\x01\x01" + in_records(TWO, 20)[25:],
+    ],
+)
+def test_a_hello_that_two_readers_could_read_differently_is_refused(data: bytes) -> None:
+    with pytest.raises(NotTls):
+        server_name(data)
+
+
+@given(st.integers(1, 60))
+def test_a_hello_of_our_own_names_its_host_however_it_is_split(size: int) -> None:
+    assert server_name(in_records(TWO, size)) == "a.test"
+
+
+@pytest.mark.parametrize("kind", [0xFE0D, 0xFFCE])
+def test_a_hello_that_carries_another_one_says_so(kind: int) -> None:
+    assert tls.hides_name(with_extensions((0, names(b"a.test")), (kind, b"\0" * 9)))
+    assert not tls.hides_name(TWO)
+    assert not tls.hides_name(hello("a.test"))
+
+
+@given(st.binary(max_size=120))
+def test_any_bytes_of_a_server_ask_again_or_do_not(data: bytes) -> None:
+    assert tls.asks_again(data) in (True, False, None)
+    assert tls.asks_again(b"\x16\x03\x03\0\x04" + data) in (True, False, None)
+    assert data.endswith(tls.second_hello(data))
