@@ -42,7 +42,7 @@ class Program:
             )
 
 
-INIT: Final = Program("init", ("init.c", "spawn.c", "users.c"), ("wire.h", "init.h"))
+INIT: Final = Program("init", ("init.c", "namespaces.c", "spawn.c", "users.c"), ("wire.h", "init.h"))
 """PID 1, which every image holds."""
 
 FILES: Final = Program("files", ("files.c", "hold.c", "tar.c", "watch.c"), ("tar.h",))

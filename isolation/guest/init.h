@@ -59,5 +59,6 @@ struct spawned {
 
 int identify(struct identity *who, const char *user);
 void spawn(const struct request *req, struct spawned *got);
+int refuse_namespaces(void);
 
 #endif

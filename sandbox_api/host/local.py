@@ -187,7 +187,8 @@ class LocalHost:
                 sandbox.give_up(f"a part of its image cannot be had: {error}")
 
     def _shape(self, image: Image, resources: Resources) -> Shape:
-        return Shape(self._images.path(image), resources.memory_mb, resources.disk_mb)
+        path = self._images.path(image)
+        return Shape(path, resources.memory_mb, resources.disk_mb, namespaces=resources.namespaces)
 
     # ---- sandboxes
 
