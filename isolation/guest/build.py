@@ -45,13 +45,13 @@ class Program:
 INIT: Final = Program("init", ("init.c", "namespaces.c", "spawn.c", "users.c"), ("wire.h", "init.h"))
 """PID 1, which every image holds."""
 
-FILES: Final = Program("files", ("files.c", "hold.c", "tar.c", "watch.c"), ("tar.h",))
+FILES: Final = Program("files", ("files.c", "hold.c", "place.c", "tar.c", "watch.c"), ("tar.h",))
 """File operations and what holds mounts, which PID 1 starts for the host; every image holds it too."""
 
-LAYER: Final = Program("layer", ("layer.c", "tar.c"), ("tar.h",))
+LAYER: Final = Program("layer", ("layer.c", "place.c", "tar.c"), ("tar.h",))
 """Saves and applies image layers; the host brings it along."""
 
-MOUNT: Final = Program("mount", ("mount.c",))
+MOUNT: Final = Program("mount", ("mount.c", "place.c"), ("tar.h",))
 """Mounts folders that the host serves; the host brings it along."""
 
 

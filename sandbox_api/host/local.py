@@ -109,7 +109,7 @@ class LocalHost:
             stores=settings.stores,
         )
         self.files = LocalFiles(self._fleet.get, allow_root=settings.allow_root)
-        self.system_files = LocalFiles(self._fleet.get, allow_root=True)
+        self.system_files = LocalFiles(self._fleet.get, allow_root=True, no_links=True)
         self.ports = LocalPorts(self._fleet.get, self.files)
         self.networks = networks
         self.volumes = LocalVolumes(self._images)
