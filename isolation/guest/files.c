@@ -27,14 +27,19 @@ void die(const char *what)
 	exit(failed(errno, what));
 }
 
-static void entry(FILE *to, const char *path, const char *name, const struct stat *st)
+static void entry_at(FILE *to, int at, const char *path, const char *name, const struct stat *st)
 {
 	char target[PATH_MAX] = "";
 	const char *type = S_ISREG(st->st_mode) ? "file" : S_ISDIR(st->st_mode) ? "dir" : S_ISLNK(st->st_mode) ? "symlink" : "other";
-	if (S_ISLNK(st->st_mode) && readlink(path, target, sizeof target - 1) < 0)
+	if (S_ISLNK(st->st_mode) && readlinkat(at, path, target, sizeof target - 1) < 0)
 		*target = 0;
 	fprintf(to, "%s%c%o%c%u%c%u%c%lld%c%lld%c%s%c%s%c", type, 0, st->st_mode & 07777, 0, st->st_uid, 0, st->st_gid, 0,
 		(long long)st->st_size, 0, st->st_mtim.tv_sec * 1000000000LL + st->st_mtim.tv_nsec, 0, name, 0, target, 0);
+}
+
+static void entry(FILE *to, const char *path, const char *name, const struct stat *st)
+{
+	entry_at(to, AT_FDCWD, path, name, st);
 }
 
 static int stat_file(char *path, const char *argument)
@@ -47,31 +52,43 @@ static int stat_file(char *path, const char *argument)
 	return 0;
 }
 
-static int list(const char *root, const char *below, int depth)
+/* What an open folder holds, which it takes over; below is its name, with a slash, or "". */
+static void list(int fd, const char *below, int depth)
 {
-	char path[PATH_MAX], name[PATH_MAX];
+	char name[PATH_MAX];
 	struct stat st;
 	struct dirent *d;
-	if (snprintf(path, sizeof path, "%s%s%s", root, *below ? "/" : "", below) >= (int)sizeof path)
-		return failed(ENAMETOOLONG, below);
-	DIR *dir = opendir(path);
-	if (!dir) /* a folder below that may not be read is listed, but not entered */
-		return *below ? 0 : failed(errno, path);
+	DIR *dir = fdopendir(fd);
+	if (!dir) {
+		close(fd);
+		return;
+	}
 	while ((d = readdir(dir))) {
 		if (strcmp(d->d_name, ".") == 0 || strcmp(d->d_name, "..") == 0)
 			continue;
-		if (snprintf(name, sizeof name, "%s%s%s", below, *below ? "/" : "", d->d_name) >= (int)sizeof name ||
-		    snprintf(path, sizeof path, "%s/%s", root, name) >= (int)sizeof path || lstat(path, &st) < 0)
+		if (snprintf(name, sizeof name, "%s%s", below, d->d_name) >= (int)sizeof name - 1 ||
+		    fstatat(fd, d->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 			continue;
-		entry(stdout, path, name, &st);
-		if (S_ISDIR(st.st_mode) && depth > 1)
-			list(root, name, depth - 1);
+		entry_at(stdout, fd, d->d_name, name, &st);
+		if (!S_ISDIR(st.st_mode) || depth < 2)
+			continue;
+		int folder = open_folder(fd, d->d_name, 1);
+		if (folder < 0) /* one that may not be read is listed, but not entered */
+			continue;
+		strcat(name, "/");
+		list(folder, name, depth - 1);
 	}
 	closedir(dir);
-	return 0;
 }
 
-static int list_files(char *path, const char *depth) { return list(path, "", atoi(depth)); }
+static int list_files(char *path, const char *depth)
+{
+	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return failed(errno, path);
+	list(fd, "", atoi(depth));
+	return 0;
+}
 
 static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
@@ -233,50 +250,54 @@ static int is_below(const char *path, const char *above)
 	return strncmp(path, above, n) == 0 && (path[n] == '/' || !path[n] || strcmp(above, "/") == 0);
 }
 
-static int copy_tree(const char *from, const char *to)
+/* By descriptor, as everything here that goes down a tree. */
+static int copy_tree(int from, const char *name, int to, const char *target)
 {
-	char below[PATH_MAX], target[PATH_MAX];
+	char link[PATH_MAX];
 	struct stat st;
 	struct dirent *d;
 	int in, out, bad;
-	if (lstat(from, &st) < 0)
+	if (fstatat(from, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 		return -1;
+	struct timespec times[2] = {st.st_mtim, st.st_mtim};
 	if (S_ISLNK(st.st_mode)) {
-		ssize_t n = readlink(from, target, sizeof target - 1);
+		ssize_t n = readlinkat(from, name, link, sizeof link - 1);
 		if (n < 0)
 			return -1;
-		target[n] = 0;
-		return symlink(target, to);
+		link[n] = 0;
+		return symlinkat(link, to, target);
 	}
 	if (S_ISREG(st.st_mode)) {
-		if ((in = open(from, O_RDONLY | O_NOFOLLOW | O_CLOEXEC)) < 0)
+		if ((in = openat(from, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)) < 0)
 			return -1;
-		if ((out = open(to, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)) < 0)
+		if ((out = openat(to, target, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)) < 0)
 			return close(in), -1;
-		bad = copy(in, out, -1) < 0 || fchmod(out, st.st_mode & 07777) < 0;
+		bad = copy(in, out, -1) < 0 || fchmod(out, st.st_mode & 07777) < 0 || futimens(out, times) < 0;
 		close(in), close(out);
-	} else if (S_ISDIR(st.st_mode)) {
-		DIR *dir = opendir(from);
-		if (!dir || mkdir(to, 0700) < 0)
-			return dir ? closedir(dir) : 0, -1;
-		for (bad = 0; !bad && (d = readdir(dir));) {
-			if (strcmp(d->d_name, ".") == 0 || strcmp(d->d_name, "..") == 0)
-				continue;
-			if (snprintf(below, sizeof below, "%s/%s", from, d->d_name) >= (int)sizeof below ||
-			    snprintf(target, sizeof target, "%s/%s", to, d->d_name) >= (int)sizeof target)
-				errno = ENAMETOOLONG, bad = 1;
-			else
-				bad = copy_tree(below, target) < 0;
-		}
-		closedir(dir);
-		bad = bad || chmod(to, st.st_mode & 07777) < 0;
-	} else if (S_ISFIFO(st.st_mode)) {
-		bad = mkfifo(to, st.st_mode & 07777) < 0;
-	} else {
-		return 0; /* a socket is nothing without its program */
+		return bad ? -1 : 0;
 	}
-	struct timespec times[2] = {st.st_mtim, st.st_mtim};
-	return bad || utimensat(AT_FDCWD, to, times, AT_SYMLINK_NOFOLLOW) < 0 ? -1 : 0;
+	if (S_ISDIR(st.st_mode)) {
+		if ((in = open_folder(from, name, 1)) < 0)
+			return -1;
+		DIR *dir = fdopendir(in);
+		if (!dir || mkdirat(to, target, 0700) < 0 || (out = open_folder(to, target, 1)) < 0) {
+			int error = errno;
+			dir ? closedir(dir) : close(in);
+			errno = error;
+			return -1;
+		}
+		for (bad = 0; !bad && (d = readdir(dir));)
+			if (strcmp(d->d_name, ".") != 0 && strcmp(d->d_name, "..") != 0)
+				bad = copy_tree(in, d->d_name, out, d->d_name) < 0;
+		bad = bad || fchmod(out, st.st_mode & 07777) < 0 || futimens(out, times) < 0;
+		int error = errno;
+		closedir(dir), close(out);
+		errno = error;
+		return bad ? -1 : 0;
+	}
+	if (S_ISFIFO(st.st_mode))
+		return mkfifoat(to, target, st.st_mode & 0777) < 0 || utimensat(to, target, times, AT_SYMLINK_NOFOLLOW) < 0 ? -1 : 0;
+	return 0; /* a socket is nothing without its program */
 }
 
 /* What is to take a name: 1 if it may, after what had it is gone. */
@@ -301,7 +322,7 @@ static int copy_path(char *path, const char *argument)
 		return failed(EINVAL, to);
 	if (!make_way(to, *argument == '1'))
 		return failed(errno, to);
-	if (copy_tree(path, aside) < 0 || (clear(AT_FDCWD, to), rename(aside, to)) < 0) {
+	if (copy_tree(AT_FDCWD, path, AT_FDCWD, aside) < 0 || (clear(AT_FDCWD, to), rename(aside, to)) < 0) {
 		int error = errno;
 		remove_tree(AT_FDCWD, aside);
 		return failed(error, path);

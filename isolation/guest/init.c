@@ -773,9 +773,9 @@ static void tell_generation(const char *id)
 {
 	char line[HOST_NAME_MAX + 2];
 	int n = snprintf(line, sizeof line, "%s\n", id);
-	int fd = open("/.isobox/generation", O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644);
+	int fd = open("/.isobox/generation", O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0644);
 	if (fd < 0)
-		return; /* root inside removed it from a full disk: it lacks a notice, no more */
+		return; /* root inside put something else there, or filled the disk: it lacks a notice, no more */
 	if (pwrite(fd, line, (size_t)n, 0) == n)
 		(void)!ftruncate(fd, n);
 	close(fd);

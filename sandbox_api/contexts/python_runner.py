@@ -121,13 +121,13 @@ def no_input(prompt: object = "") -> str:
 
 
 def reseed(text: str, names: dict[str, Any]) -> None:
-    """Draw other numbers than the sandbox that this one is a copy of: from its kernel's own, and from text (hex)."""
+    """Draw other numbers than the sandbox that this one is a copy of: by the seed that text (32 hex digits) is."""
     import random
 
-    random.seed(bytes.fromhex(text) + os.urandom(32))
+    random.seed(bytes.fromhex(text))
     reseed_openssl()
     if (numpy := sys.modules.get("numpy.random")) is not None:
-        numpy.seed()
+        numpy.seed([int(text[i : i + 8], 16) for i in range(0, 32, 8)])
         for value in list(names.values()):
             # Of 64 bits and more is the seed that numpy took from the kernel; a program's own is kept.
             source = getattr(value, "bit_generator", None) if isinstance(value, numpy.Generator) else None
