@@ -21,6 +21,6 @@ class PackServer(BuildHookInterface):  # type: ignore[type-arg, misc]
 
         for package in PACKAGES:
             build_data["force_include"][str(Path(self.root) / package)] = f"isobox_server/{package}"
-        for program in (build.INIT, build.FILES, build.LAYER, build.MOUNT):
+        for program in (build.INIT, build.FILES, build.RESEED, build.LAYER, build.MOUNT):
             built = build.binary(Path(self.directory), program)
             build_data["force_include"][str(built)] = f"isobox_server/isolation/guest/{built.name}"

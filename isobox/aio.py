@@ -165,6 +165,7 @@ class AsyncSandbox:
         resources: Mapping[str, float] | None = None,
         gpu: GpuAsk | None = None,
         network: Policy | None = None,
+        namespaces: bool | None = None,
         volumes: Volumes | None = None,
         url: str | None = None,
         api_key: str | None = None,
@@ -172,6 +173,7 @@ class AsyncSandbox:
         """Create a sandbox, of an image ("python") or from a snapshot; it runs when this returns. MiB, seconds.
 
         network: what may leave it, a preset's name or a policy (docs/policies.md); by default nothing.
+        namespaces: let programs inside create namespaces, in which they have every capability (docs/api.md).
         """
         if isinstance(image, Image):
             image = await asyncio.to_thread(built, image, url, api_key)
@@ -189,6 +191,7 @@ class AsyncSandbox:
             "snapshot": snapshot,
             "resources": with_gpu(resources, gpu),
             "network": network,
+            "namespaces": namespaces,
         } | as_asked(volumes)
         return await cls._opened(calls.create(fields), url, api_key)
 

@@ -163,6 +163,7 @@ class Sandbox:
         resources: Mapping[str, float] | None = None,
         gpu: GpuAsk | None = None,
         network: Policy | None = None,
+        namespaces: bool | None = None,
         volumes: Volumes | None = None,
         url: str | None = None,
         api_key: str | None = None,
@@ -172,6 +173,7 @@ class Sandbox:
         An `Image` that is not there yet is made first.
 
         network: what may leave it, a preset's name or a policy (docs/policies.md); by default nothing.
+        namespaces: let programs inside create namespaces, in which they have every capability (docs/api.md).
         gpu: GPUs for it alone (docs/gpus.md).
         """
         fields = {
@@ -188,6 +190,7 @@ class Sandbox:
             "snapshot": snapshot,
             "resources": with_gpu(resources, gpu),
             "network": network,
+            "namespaces": namespaces,
         } | as_asked(volumes)
         return cls._opened(calls.create(fields), url, api_key)
 

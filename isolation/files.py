@@ -209,10 +209,22 @@ class Operation:
 
 @asynccontextmanager
 async def operate(
-    link: Link, name: str, path: str, argument: str = "", *, user: str, allow_root: bool, stdin: bool = False
+    link: Link,
+    name: str,
+    path: str,
+    argument: str = "",
+    *,
+    user: str,
+    allow_root: bool,
+    stdin: bool = False,
+    no_links: bool = False,
 ) -> AsyncIterator[Operation]:
-    """Run one operation of guest/files.c; it is ended if the caller leaves before its end."""
-    argv = [b"isobox-files", name.encode(), os.fsencode(path), os.fsencode(argument)]
+    """Run one operation of guest/files.c; it is ended if the caller leaves before its end.
+
+    With no_links it follows no link that anybody but root may have put on the way (guest/place.c).
+    """
+    program = b"isobox-files-no-links" if no_links else b"isobox-files"
+    argv = [program, name.encode(), os.fsencode(path), os.fsencode(argument)]
     flags = StartFlag.FILES | (StartFlag.ROOT_OK if allow_root else StartFlag(0))
     if not stdin:
         flags |= StartFlag.NO_STDIN

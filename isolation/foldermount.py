@@ -23,5 +23,5 @@ async def mount(sandbox: Sandbox, address: str, path: str) -> None:
         await holding.result()
     sandbox.serves_folders = True
     if number := await sandbox.mount_folder(address, path):
-        hint = "choose another path" if number in (errno.ENOTDIR, errno.EROFS, errno.EACCES) else ""
+        hint = "choose another path" if number in (errno.ENOTDIR, errno.EROFS, errno.EACCES, errno.ELOOP) else ""
         raise MountFailed(f"nothing can be mounted at {path}: {os.strerror(number)}", hint=hint)

@@ -38,6 +38,7 @@ class Shape:
     memory_mb: int
     disk_mb: int
     started: bool = True
+    namespaces: bool = False
     equipment: Equipment = BARE
     copy: str = ""
     """The name of the copy that it goes on from, if it does."""
@@ -167,7 +168,7 @@ class Pool:
                 await self._make(*short)
 
     async def _make(self, shape: Shape, shelf: Shelf[Ready]) -> None:
-        resources = replace(DEFAULT, memory_mb=shape.memory_mb, disk_mb=shape.disk_mb)
+        resources = replace(DEFAULT, memory_mb=shape.memory_mb, disk_mb=shape.disk_mb, namespaces=shape.namespaces)
         try:
             sandbox = await Sandbox.prepare(
                 self._machine,

@@ -37,12 +37,17 @@ _READ_ONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/s
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one sandbox may use: cores, MiB of memory, MiB of disk (which is memory-backed), processes per user."""
+    """What one sandbox may use: cores, MiB of memory, MiB of disk (which is memory-backed), processes per user.
+
+    namespaces: whether programs inside may create namespaces, and so gain every capability in those. It cannot be
+    changed after the sandbox, or the one that it is a copy of, has started.
+    """
 
     cpu: float
     memory_mb: int
     disk_mb: int
     pids: int
+    namespaces: bool = False
 
     @property
     def cgroup_memory_bytes(self) -> int:
@@ -131,7 +136,7 @@ def oci_spec(
         "hostname": hostname,
         "process": {
             "user": {"uid": 0, "gid": 0},
-            "args": [INIT_PATH],
+            "args": [INIT_PATH, "namespaces"] if resources.namespaces else [INIT_PATH],
             "env": [],
             "cwd": "/",
             "noNewPrivileges": True,

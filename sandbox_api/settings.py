@@ -38,6 +38,7 @@ class Settings:
     runsc: str | None = None
     platform: str = "auto"
     allow_root: bool = True
+    allow_namespaces: bool = True
     log_limit_mb: int = 256
     retain_s: float = 3600.0
     max_sandboxes: int = 200
@@ -215,6 +216,7 @@ _PARSERS: dict[str, Callable[[str], dict[str, object]]] = {
     "runsc": lambda text: {"runsc": text or None},
     "platform": lambda text: {"platform": _platform(text)},
     "allow_root": lambda text: {"allow_root": _flag(text)},
+    "allow_namespaces": lambda text: {"allow_namespaces": _flag(text)},
     "log_limit_mb": lambda text: {"log_limit_mb": _positive(text)},
     "retain_s": lambda text: {"retain_s": float(_positive(text))},
     "pool_image": lambda text: {"pool_image": text},

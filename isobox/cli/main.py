@@ -73,6 +73,9 @@ def run(
     env: Annotated[list[str] | None, typer.Option("--env", "-e", help="NAME=VALUE; may be repeated.")] = None,
     network: Annotated[str | None, typer.Option(help="What may leave it: a preset (none, open, packages …).")] = None,
     gpu: Annotated[str | None, typer.Option(help="A GPU of this kind (any, h100 …) for it alone.")] = None,
+    namespaces: Annotated[
+        bool | None, typer.Option("--namespaces", help="Let programs inside create namespaces (bubblewrap …).")
+    ] = None,
 ) -> None:
     """Run a command in a fresh sandbox: isobox run -- python3 -c 'print(1)'."""
     argv = context.args
@@ -80,7 +83,13 @@ def run(
         raise typer.BadParameter("name a command behind --, for example: isobox run -- python3 -c 'print(1)'")
     resources = {"memory_mb": memory_mb} if memory_mb else None
     with Sandbox.create(
-        image, timeout_s=timeout_s, resources=resources, env=_env(env), network=network, gpu=gpu
+        image,
+        timeout_s=timeout_s,
+        resources=resources,
+        env=_env(env),
+        network=network,
+        namespaces=namespaces,
+        gpu=gpu,
     ) as sandbox:
         code = stream.run(sandbox, argv, user=user)
     raise typer.Exit(code)
@@ -120,9 +129,13 @@ def create(
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds until it ends.")] = 300.0,
     network: Annotated[str | None, typer.Option(help="What may leave it: a preset (none, open, packages …).")] = None,
     gpu: Annotated[str | None, typer.Option(help="A GPU of this kind (any, h100 …) for it alone.")] = None,
+    namespaces: Annotated[
+        bool | None, typer.Option("--namespaces", help="Let programs inside create namespaces (bubblewrap …).")
+    ] = None,
 ) -> None:
     """Create a sandbox and print its id."""
-    print(Sandbox.create(image, name=name, timeout_s=timeout_s, network=network, gpu=gpu).id)
+    sandbox = Sandbox.create(image, name=name, timeout_s=timeout_s, network=network, namespaces=namespaces, gpu=gpu)
+    print(sandbox.id)
 
 
 @app.command()

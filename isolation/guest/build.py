@@ -12,7 +12,9 @@ from typing import Final
 from isolation.errors import IsolationError
 
 FOLDER: Final = Path(__file__).parent
-_FLAGS: Final = ("-target", "x86_64-linux-musl", "-std=gnu11", "-Os", "-static", "-s", "-Wall", "-Wextra", "-Werror")
+_COMMON: Final = ("-std=gnu11", "-Os", "-s", "-Wall", "-Wextra", "-Werror")
+_STATIC: Final = ("-target", "x86_64-linux-musl", "-static", *_COMMON)
+_ADD_ON: Final = ("-target", "x86_64-linux-gnu", "-shared", "-fPIC", "-nostdlib", "-fvisibility=hidden", *_COMMON)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +24,19 @@ class Program:
     name: str
     sources: tuple[str, ...]
     headers: tuple[str, ...] = ()
+    flags: tuple[str, ...] = _STATIC
 
     @property
     def digest(self) -> str:
         """A short digest of all that the binary is made from; images record that of their init."""
-        state = hashlib.sha256(" ".join(_FLAGS).encode())
+        state = hashlib.sha256(" ".join(self.flags).encode())
         for name in (*self.sources, *self.headers):
             state.update((FOLDER / name).read_bytes())
         return state.hexdigest()[:16]
 
     def compile(self, target: Path) -> None:
         """Compile into target; IsolationError with the compiler's words."""
-        command = [sys.executable, "-m", "ziglang", "cc", *_FLAGS, *self.sources, "-o", str(target.absolute())]
+        command = [sys.executable, "-m", "ziglang", "cc", *self.flags, *self.sources, "-o", str(target.absolute())]
         done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False, timeout=300)
         if done.returncode:
             words = done.stderr.strip()[-2000:]
@@ -42,16 +45,19 @@ class Program:
             )
 
 
-INIT: Final = Program("init", ("init.c", "memory.c", "spawn.c", "users.c"), ("wire.h", "init.h"))
+INIT: Final = Program("init", ("init.c", "memory.c", "namespaces.c", "spawn.c", "users.c"), ("wire.h", "init.h"))
 """PID 1, which every image holds."""
 
-FILES: Final = Program("files", ("files.c", "hold.c", "tar.c", "watch.c"), ("tar.h",))
+FILES: Final = Program("files", ("files.c", "hold.c", "place.c", "tar.c", "watch.c"), ("tar.h",))
 """File operations and what holds mounts, which PID 1 starts for the host; every image holds it too."""
 
-LAYER: Final = Program("layer", ("layer.c", "tar.c"), ("tar.h",))
+RESEED: Final = Program("reseed", ("reseed.c",), flags=_ADD_ON)
+"""An add-on by which Node's generator of random numbers is seeded anew; every image holds it."""
+
+LAYER: Final = Program("layer", ("layer.c", "place.c", "tar.c"), ("tar.h",))
 """Saves and applies image layers; the host brings it along."""
 
-MOUNT: Final = Program("mount", ("mount.c",))
+MOUNT: Final = Program("mount", ("mount.c", "place.c"), ("tar.h",))
 """Mounts folders that the host serves; the host brings it along."""
 
 
@@ -71,7 +77,7 @@ def brought(cache: Path) -> Brought:
 
 def guest(cache: Path) -> tuple[Path, ...]:
     """The programs that an image holds, as `binary` gives them: NAME-DIGEST each, for /.isobox/NAME."""
-    return binary(cache), binary(cache, FILES)
+    return binary(cache), binary(cache, FILES), binary(cache, RESEED)
 
 
 def binary(cache: Path, program: Program = INIT) -> Path:

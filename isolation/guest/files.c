@@ -11,9 +11,13 @@
 #include <signal.h>
 
 static char buffer[1 << 18];
+static int no_links; /* see main */
+static char named[PATH_MAX];
 
 static int failed(int error, const char *detail)
 {
+	if (no_links && strcmp(detail, ".") == 0)
+		detail = named;
 	fprintf(stderr, "error%c%d%c%s%c", 0, error, 0, detail, 0);
 	return 1;
 }
@@ -23,14 +27,19 @@ void die(const char *what)
 	exit(failed(errno, what));
 }
 
-static void entry(FILE *to, const char *path, const char *name, const struct stat *st)
+static void entry_at(FILE *to, int at, const char *path, const char *name, const struct stat *st)
 {
 	char target[PATH_MAX] = "";
 	const char *type = S_ISREG(st->st_mode) ? "file" : S_ISDIR(st->st_mode) ? "dir" : S_ISLNK(st->st_mode) ? "symlink" : "other";
-	if (S_ISLNK(st->st_mode) && readlink(path, target, sizeof target - 1) < 0)
+	if (S_ISLNK(st->st_mode) && readlinkat(at, path, target, sizeof target - 1) < 0)
 		*target = 0;
 	fprintf(to, "%s%c%o%c%u%c%u%c%lld%c%lld%c%s%c%s%c", type, 0, st->st_mode & 07777, 0, st->st_uid, 0, st->st_gid, 0,
 		(long long)st->st_size, 0, st->st_mtim.tv_sec * 1000000000LL + st->st_mtim.tv_nsec, 0, name, 0, target, 0);
+}
+
+static void entry(FILE *to, const char *path, const char *name, const struct stat *st)
+{
+	entry_at(to, AT_FDCWD, path, name, st);
 }
 
 static int stat_file(char *path, const char *argument)
@@ -43,31 +52,43 @@ static int stat_file(char *path, const char *argument)
 	return 0;
 }
 
-static int list(const char *root, const char *below, int depth)
+/* What an open folder holds, which it takes over; below is its name, with a slash, or "". */
+static void list(int fd, const char *below, int depth)
 {
-	char path[PATH_MAX], name[PATH_MAX];
+	char name[PATH_MAX];
 	struct stat st;
 	struct dirent *d;
-	if (snprintf(path, sizeof path, "%s%s%s", root, *below ? "/" : "", below) >= (int)sizeof path)
-		return failed(ENAMETOOLONG, below);
-	DIR *dir = opendir(path);
-	if (!dir) /* a folder below that may not be read is listed, but not entered */
-		return *below ? 0 : failed(errno, path);
+	DIR *dir = fdopendir(fd);
+	if (!dir) {
+		close(fd);
+		return;
+	}
 	while ((d = readdir(dir))) {
 		if (strcmp(d->d_name, ".") == 0 || strcmp(d->d_name, "..") == 0)
 			continue;
-		if (snprintf(name, sizeof name, "%s%s%s", below, *below ? "/" : "", d->d_name) >= (int)sizeof name ||
-		    snprintf(path, sizeof path, "%s/%s", root, name) >= (int)sizeof path || lstat(path, &st) < 0)
+		if (snprintf(name, sizeof name, "%s%s", below, d->d_name) >= (int)sizeof name - 1 ||
+		    fstatat(fd, d->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 			continue;
-		entry(stdout, path, name, &st);
-		if (S_ISDIR(st.st_mode) && depth > 1)
-			list(root, name, depth - 1);
+		entry_at(stdout, fd, d->d_name, name, &st);
+		if (!S_ISDIR(st.st_mode) || depth < 2)
+			continue;
+		int folder = open_folder(fd, d->d_name, 1);
+		if (folder < 0) /* one that may not be read is listed, but not entered */
+			continue;
+		strcat(name, "/");
+		list(folder, name, depth - 1);
 	}
 	closedir(dir);
-	return 0;
 }
 
-static int list_files(char *path, const char *depth) { return list(path, "", atoi(depth)); }
+static int list_files(char *path, const char *depth)
+{
+	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return failed(errno, path);
+	list(fd, "", atoi(depth));
+	return 0;
+}
 
 static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
@@ -172,8 +193,8 @@ static int write_file(char *path, const char *argument)
 		mode = -1;
 	if (make_parents(path) < 0)
 		return failed(errno, path);
-	/* Through a link, what it points to is written, as by any editor. */
-	if (!realpath(path, real))
+	/* Through a link, what it points to is written, as by any editor; but see go_to. */
+	if ((no_links && !place_is_roots) || !realpath(path, real))
 		snprintf(real, sizeof real, "%s", path);
 	if (stat(real, &st) == 0 && !S_ISREG(st.st_mode))
 		return failed(S_ISDIR(st.st_mode) ? EISDIR : EINVAL, path);
@@ -192,16 +213,23 @@ static int write_file(char *path, const char *argument)
 	return stat_file(real, "");
 }
 
-static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *at)
-{
-	(void)st, (void)kind, (void)at;
-	return remove(path);
-}
-
 static int remove_file(char *path, const char *recursive)
 {
-	int bad = *recursive == '1' ? nftw(path, remove_one, 64, FTW_DEPTH | FTW_PHYS) : remove(path);
-	return bad ? failed(errno, path) : 0;
+	struct stat st;
+	if (lstat(path, &st) < 0 || (*recursive == '1' ? remove_tree(AT_FDCWD, path) : remove(path)) < 0)
+		return failed(errno, path);
+	return 0;
+}
+
+/* What a folder holds, less what is mounted there. */
+static int empty(char *path, const char *argument)
+{
+	struct stat st;
+	int fd = open_folder(AT_FDCWD, path, 1);
+	(void)argument;
+	if (fd < 0 || fstat(fd, &st) < 0 || empty_folder(fd, st.st_dev, 0) < 0)
+		return failed(errno, path);
+	return 0;
 }
 
 static int make_directory(char *path, const char *parents)
@@ -222,50 +250,54 @@ static int is_below(const char *path, const char *above)
 	return strncmp(path, above, n) == 0 && (path[n] == '/' || !path[n] || strcmp(above, "/") == 0);
 }
 
-static int copy_tree(const char *from, const char *to)
+/* By descriptor, as everything here that goes down a tree. */
+static int copy_tree(int from, const char *name, int to, const char *target)
 {
-	char below[PATH_MAX], target[PATH_MAX];
+	char link[PATH_MAX];
 	struct stat st;
 	struct dirent *d;
 	int in, out, bad;
-	if (lstat(from, &st) < 0)
+	if (fstatat(from, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 		return -1;
+	struct timespec times[2] = {st.st_mtim, st.st_mtim};
 	if (S_ISLNK(st.st_mode)) {
-		ssize_t n = readlink(from, target, sizeof target - 1);
+		ssize_t n = readlinkat(from, name, link, sizeof link - 1);
 		if (n < 0)
 			return -1;
-		target[n] = 0;
-		return symlink(target, to);
+		link[n] = 0;
+		return symlinkat(link, to, target);
 	}
 	if (S_ISREG(st.st_mode)) {
-		if ((in = open(from, O_RDONLY | O_NOFOLLOW | O_CLOEXEC)) < 0)
+		if ((in = openat(from, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)) < 0)
 			return -1;
-		if ((out = open(to, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)) < 0)
+		if ((out = openat(to, target, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)) < 0)
 			return close(in), -1;
-		bad = copy(in, out, -1) < 0 || fchmod(out, st.st_mode & 07777) < 0;
+		bad = copy(in, out, -1) < 0 || fchmod(out, st.st_mode & 07777) < 0 || futimens(out, times) < 0;
 		close(in), close(out);
-	} else if (S_ISDIR(st.st_mode)) {
-		DIR *dir = opendir(from);
-		if (!dir || mkdir(to, 0700) < 0)
-			return dir ? closedir(dir) : 0, -1;
-		for (bad = 0; !bad && (d = readdir(dir));) {
-			if (strcmp(d->d_name, ".") == 0 || strcmp(d->d_name, "..") == 0)
-				continue;
-			if (snprintf(below, sizeof below, "%s/%s", from, d->d_name) >= (int)sizeof below ||
-			    snprintf(target, sizeof target, "%s/%s", to, d->d_name) >= (int)sizeof target)
-				errno = ENAMETOOLONG, bad = 1;
-			else
-				bad = copy_tree(below, target) < 0;
-		}
-		closedir(dir);
-		bad = bad || chmod(to, st.st_mode & 07777) < 0;
-	} else if (S_ISFIFO(st.st_mode)) {
-		bad = mkfifo(to, st.st_mode & 07777) < 0;
-	} else {
-		return 0; /* a socket is nothing without its program */
+		return bad ? -1 : 0;
 	}
-	struct timespec times[2] = {st.st_mtim, st.st_mtim};
-	return bad || utimensat(AT_FDCWD, to, times, AT_SYMLINK_NOFOLLOW) < 0 ? -1 : 0;
+	if (S_ISDIR(st.st_mode)) {
+		if ((in = open_folder(from, name, 1)) < 0)
+			return -1;
+		DIR *dir = fdopendir(in);
+		if (!dir || mkdirat(to, target, 0700) < 0 || (out = open_folder(to, target, 1)) < 0) {
+			int error = errno;
+			dir ? closedir(dir) : close(in);
+			errno = error;
+			return -1;
+		}
+		for (bad = 0; !bad && (d = readdir(dir));)
+			if (strcmp(d->d_name, ".") != 0 && strcmp(d->d_name, "..") != 0)
+				bad = copy_tree(in, d->d_name, out, d->d_name) < 0;
+		bad = bad || fchmod(out, st.st_mode & 07777) < 0 || futimens(out, times) < 0;
+		int error = errno;
+		closedir(dir), close(out);
+		errno = error;
+		return bad ? -1 : 0;
+	}
+	if (S_ISFIFO(st.st_mode))
+		return mkfifoat(to, target, st.st_mode & 0777) < 0 || utimensat(to, target, times, AT_SYMLINK_NOFOLLOW) < 0 ? -1 : 0;
+	return 0; /* a socket is nothing without its program */
 }
 
 /* What is to take a name: 1 if it may, after what had it is gone. */
@@ -290,9 +322,9 @@ static int copy_path(char *path, const char *argument)
 		return failed(EINVAL, to);
 	if (!make_way(to, *argument == '1'))
 		return failed(errno, to);
-	if (copy_tree(path, aside) < 0 || (clear(to), rename(aside, to)) < 0) {
+	if (copy_tree(AT_FDCWD, path, AT_FDCWD, aside) < 0 || (clear(AT_FDCWD, to), rename(aside, to)) < 0) {
 		int error = errno;
-		nftw(aside, remove_one, 64, FTW_DEPTH | FTW_PHYS);
+		remove_tree(AT_FDCWD, aside);
 		return failed(error, path);
 	}
 	return stat_file(to, "");
@@ -310,57 +342,83 @@ static int move_path(char *path, const char *argument)
 	if (!make_way(to, *argument == '1'))
 		return failed(errno, to);
 	if (lstat(to, &there) == 0 && (S_ISDIR(there.st_mode) || S_ISDIR(st.st_mode)) && strcmp(to, path) != 0)
-		clear(to);
+		clear(AT_FDCWD, to);
 	if (rename(path, to) == 0)
 		return stat_file(to, "");
 	if (errno != EXDEV)
 		return failed(errno, path);
 	int bad = copy_path(path, argument);
-	if (!bad && nftw(path, remove_one, 64, FTW_DEPTH | FTW_PHYS) < 0)
+	if (!bad && remove_tree(AT_FDCWD, path) < 0)
 		return failed(errno, path);
 	return bad;
 }
 
-static mode_t wanted;
-
-static int chmod_one(const char *path, const struct stat *st, int kind, struct FTW *at)
+/* By descriptor: a name may be given to a link between the look and the deed. */
+static int chmod_tree(int at, const char *name, mode_t mode, int recursive)
 {
-	(void)kind, (void)at;
-	return S_ISLNK(st->st_mode) ? 0 : chmod(path, wanted);
+	char self[64];
+	struct stat st;
+	struct dirent *d;
+	int fd = openat(at, name, O_PATH | O_NOFOLLOW | O_CLOEXEC), bad = 0;
+	if (fd < 0)
+		return -1;
+	if (fstat(fd, &st) < 0 || S_ISLNK(st.st_mode)) {
+		close(fd);
+		return 0;
+	}
+	int listed = recursive && S_ISDIR(st.st_mode) ? open_folder(fd, ".", 1) : -1;
+	DIR *dir = listed < 0 ? NULL : fdopendir(listed);
+	snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
+	if (chmod(self, mode) < 0)
+		bad = errno;
+	while (!bad && dir && (d = readdir(dir)))
+		if (strcmp(d->d_name, ".") != 0 && strcmp(d->d_name, "..") != 0 && chmod_tree(listed, d->d_name, mode, 1) < 0)
+			bad = errno;
+	if (dir)
+		closedir(dir);
+	close(fd);
+	errno = bad;
+	return bad ? -1 : 0;
 }
 
 /* argument: 0 or 1 (recursive), then the mode in octal. */
 static int chmod_path(char *path, const char *argument)
 {
-	wanted = (mode_t)strtoul(argument + 1, NULL, 8) & 07777;
-	if (*argument == '1' ? nftw(path, chmod_one, 64, FTW_PHYS) : chmod(path, wanted))
+	mode_t mode = (mode_t)strtoul(argument + 1, NULL, 8) & 07777;
+	if (*argument == '1' ? chmod_tree(AT_FDCWD, path, mode, 1) : chmod(path, mode))
 		return failed(errno, path);
 	return stat_file(path, "");
 }
 
-static void pack_tree(const char *path, const char *name)
+/* dev: of the folder that is packed, for one that is not to reach into mounts; else 0. */
+static void pack_tree(int at, const char *path, const char *name, dev_t dev, int of_root)
 {
-	char below[PATH_MAX], target[PATH_MAX];
+	char target[PATH_MAX];
 	struct stat st;
 	struct dirent *d;
 	ssize_t n;
-	if (lstat(path, &st) < 0)
+	if (fstatat(at, path, &st, AT_SYMLINK_NOFOLLOW) < 0) {
+		if (errno == ENOENT && *name) /* it has just gone */
+			return;
 		die(path);
+	}
 	if (S_ISREG(st.st_mode)) {
-		int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+		int fd = openat(at, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
 		if (fd < 0 || fstat(fd, &st) < 0)
 			die(path);
-		put_file(fd, name, &st);
+		if (S_ISREG(st.st_mode))
+			put_file(fd, name, &st);
 		close(fd);
 	} else if (S_ISLNK(st.st_mode)) {
-		if ((n = readlink(path, target, sizeof target - 1)) < 0)
+		if ((n = readlinkat(at, path, target, sizeof target - 1)) < 0)
 			die(path);
 		target[n] = 0;
 		put_entry(name, target, '2', 0, &st);
 	} else if (S_ISFIFO(st.st_mode)) {
 		put_entry(name, "", '6', 0, &st);
-	} else if (S_ISDIR(st.st_mode)) {
-		DIR *dir = opendir(path);
+	} else if (S_ISDIR(st.st_mode) && (!dev || st.st_dev == dev)) {
+		int fd = open_folder(at, path, 1);
+		DIR *dir = fd < 0 ? NULL : fdopendir(fd);
 		if (!dir)
 			die(path);
 		if (*name) {
@@ -368,14 +426,14 @@ static void pack_tree(const char *path, const char *name)
 			put_entry(target, "", '5', 0, &st);
 		}
 		while ((d = readdir(dir))) {
-			if (strcmp(d->d_name, ".") == 0 || strcmp(d->d_name, "..") == 0)
+			const char *below = d->d_name;
+			if (strcmp(below, ".") == 0 || strcmp(below, "..") == 0)
 				continue;
-			if (snprintf(below, sizeof below, "%s/%s", strcmp(path, "/") ? path : "", d->d_name) >= (int)sizeof below ||
-			    snprintf(target, sizeof target, "%s%s%s", name, *name ? "/" : "", d->d_name) >= (int)sizeof target)
+			if (of_root && (strcmp(below, "proc") == 0 || strcmp(below, "sys") == 0 || strcmp(below, "dev") == 0))
+				continue;
+			if (snprintf(target, sizeof target, "%s%s%s", name, *name ? "/" : "", below) >= (int)sizeof target)
 				errno = ENAMETOOLONG, die(path);
-			if (lstat(below, &st) == 0 && S_ISDIR(st.st_mode) && (strcmp(below, "/proc") == 0 || strcmp(below, "/sys") == 0 || strcmp(below, "/dev") == 0))
-				continue;
-			pack_tree(below, target);
+			pack_tree(fd, below, target, dev, 0);
 		}
 		closedir(dir);
 	}
@@ -390,7 +448,8 @@ static int pack(char *path, const char *argument)
 		return failed(errno, path);
 	entry(stderr, path, path, &st);
 	fflush(stderr);
-	pack_tree(path, S_ISDIR(st.st_mode) ? "" : strrchr(path, '/') + 1);
+	pack_tree(AT_FDCWD, path, S_ISDIR(st.st_mode) ? "" : strrchr(path, '/') + 1, no_links ? st.st_dev : 0,
+		  strcmp(path, "/") == 0);
 	put_end();
 	return 0;
 }
@@ -399,9 +458,10 @@ static int pack(char *path, const char *argument)
 static int unpack(char *path, const char *argument)
 {
 	static struct entry e;
-	int owners = *argument == '1';
+	int owners = *argument == '1', root;
 	struct stat st;
-	if (make_parents(path) < 0 || (mkdir(path, 0755) < 0 && errno != EEXIST) || chdir(path) < 0)
+	if (make_parents(path) < 0 || (mkdir(path, 0755) < 0 && errno != EEXIST) ||
+	    (root = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
 		return failed(errno, path);
 	umask(0);
 	while (next_entry(&e)) {
@@ -409,7 +469,7 @@ static int unpack(char *path, const char *argument)
 		while (*name == '/' || (*name == '.' && name[1] == '/'))
 			name++;
 		if (strcmp(name, ".") == 0 || !*name) { /* the folder itself */
-			if (owners && (chown(".", (uid_t)e.uid, (gid_t)e.gid) < 0 || chmod(".", (mode_t)e.mode & 0777) < 0))
+			if (owners && (fchown(root, (uid_t)e.uid, (gid_t)e.gid) < 0 || fchmod(root, (mode_t)e.mode & 0777) < 0))
 				return failed(errno, path);
 			continue;
 		}
@@ -418,25 +478,63 @@ static int unpack(char *path, const char *argument)
 			return failed(EBADMSG, e.path);
 		if (e.type == '1' && (is_strange(e.link) || strcmp(e.link, e.path) == 0))
 			return failed(EBADMSG, e.link);
-		apply_entry(&e, owners);
+		apply_entry(root, &e, owners);
 	}
-	return stat(path, &st) < 0 ? failed(errno, path) : stat_file(path, "");
+	if (fstat(root, &st) < 0)
+		return failed(errno, path);
+	entry(stderr, path, path, &st);
+	return 0;
 }
 
 int watch_path(char *path, const char *argument);
 int hold(char *name, const char *argument);
 
+/* Go to where a path leads when no link is followed that is not root's (place.c), and leave of it what is to be named
+ * there: "." for a folder, a file's own name otherwise.  0, or -1 with errno. */
+static int go_to(char *path, int folder, int create)
+{
+	char *slash = strrchr(path, '/');
+	struct stat st;
+	if (*path != '/') {
+		errno = EINVAL;
+		return -1;
+	}
+	if (!folder)
+		*slash = 0;
+	int fd = open_place(path, create);
+	if (fd < 0 || fchdir(fd) < 0)
+		return -1;
+	close(fd);
+	memmove(path, folder ? "." : slash + 1, folder ? 2 : strlen(slash + 1) + 1);
+	if (!folder && !place_is_roots && lstat(path, &st) == 0 && S_ISLNK(st.st_mode)) {
+		errno = ELOOP;
+		return -1;
+	}
+	return 0;
+}
+
+/* As isobox-files-no-links it works for the host itself, with more rights than whoever may have prepared the way. */
 int main(int argc, char **argv)
 {
 	static const struct {
 		const char *name;
 		int (*work)(char *path, const char *argument);
-	} operations[] = {{"stat", stat_file}, {"list", list_files}, {"read", read_file},
-			  {"write", write_file}, {"remove", remove_file}, {"mkdir", make_directory}, {"page", page},
-			  {"copy", copy_path}, {"move", move_path}, {"chmod", chmod_path}, {"pack", pack},
-			  {"unpack", unpack}, {"watch", watch_path}, {"hold", hold}};
+		int no_links; /* 1: of a folder, 2: of one that is made, 3: of a file, 4: of one whose folder is made */
+	} operations[] = {{"stat", stat_file, 0}, {"list", list_files, 0}, {"read", read_file, 3},
+			  {"write", write_file, 4}, {"remove", remove_file, 0}, {"mkdir", make_directory, 0}, {"page", page, 0},
+			  {"copy", copy_path, 0}, {"move", move_path, 0}, {"chmod", chmod_path, 0}, {"pack", pack, 1},
+			  {"unpack", unpack, 2}, {"empty", empty, 1}, {"watch", watch_path, 0}, {"hold", hold, 0}};
+	int kind;
 	for (size_t i = 0; argc == 4 && i < sizeof operations / sizeof *operations; i++)
-		if (strcmp(argv[1], operations[i].name) == 0)
+		if (strcmp(argv[1], operations[i].name) == 0) {
+			snprintf(named, sizeof named, "%s", argv[2]);
+			no_links = strcmp(argv[0], "isobox-files-no-links") == 0;
+			kind = operations[i].no_links;
+			if (no_links && !kind)
+				break;
+			if (no_links && go_to(argv[2], kind < 3, kind % 2 == 0) < 0)
+				return failed(errno, named);
 			return operations[i].work(argv[2], argv[3]);
+		}
 	return failed(ENOSYS, "operation");
 }

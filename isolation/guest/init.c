@@ -795,6 +795,19 @@ static int handle(const struct epoll_event *ev)
 	return 1;
 }
 
+/* A file that programs may read, or watch: it names the sandbox, and so changes in a copy of it. */
+static void tell_generation(const char *id)
+{
+	char line[HOST_NAME_MAX + 2];
+	int n = snprintf(line, sizeof line, "%s\n", id);
+	int fd = open("/.isobox/generation", O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0644);
+	if (fd < 0)
+		return; /* root inside put something else there, or filled the disk: it lacks a notice, no more */
+	if (pwrite(fd, line, (size_t)n, 0) == n)
+		(void)!ftruncate(fd, n);
+	close(fd);
+}
+
 /* Caught, not ignored: an exec resets it. */
 static void on_sigpipe(int number) { (void)number; }
 
@@ -803,9 +816,14 @@ int main(int argc, char **argv)
 	struct epoll_event events[64];
 	sigset_t chld;
 	if (argc > 1 && strcmp(argv[0], "isobox-hostname") == 0)
-		return sethostname(argv[1], strlen(argv[1])) != 0;
+		return tell_generation(argv[1]), sethostname(argv[1], strlen(argv[1])) != 0;
+	char id[HOST_NAME_MAX + 1] = "";
 	signal(SIGPIPE, on_sigpipe);
 	umask(022);
+	if (getpid() == 1 && !(argc > 1 && strcmp(argv[1], "namespaces") == 0) && refuse_namespaces() < 0)
+		return 1;
+	if (getpid() == 1 && gethostname(id, sizeof id - 1) == 0)
+		tell_generation(id);
 	for (int cap = 0; getpid() == 1 && cap <= CAP_LAST; cap++)
 		prctl(PR_CAPBSET_DROP, cap, 0, 0, 0); /* see spec.py */
 	sigemptyset(&chld);

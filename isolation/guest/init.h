@@ -63,5 +63,6 @@ void spawn(const struct request *req, struct spawned *got);
 pid_t find_largest(uint64_t least, uint64_t *resident);
 pid_t parent_of(pid_t pid);
 uint64_t root_used(void);
+int refuse_namespaces(void);
 
 #endif

@@ -129,7 +129,7 @@ static void save_folder(int fd, const char *folder)
 		if (S_ISDIR(st.st_mode)) {
 			if (strcmp(path, "./.isobox") == 0)
 				continue;
-			int below = openat(fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+			int below = open_folder(fd, name, 1);
 			if (below < 0)
 				die(path);
 			strcat(path, "/");
@@ -170,8 +170,9 @@ static int save(const char *moment)
 static int apply(void)
 {
 	static struct entry e;
+	int root = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	umask(0);
-	if (chdir("/") < 0)
+	if (root < 0)
 		die("/");
 	while (next_entry(&e)) {
 		/* Everything stays inside this sandbox whatever the layer says; this only keeps it from saying nonsense. */
@@ -181,10 +182,10 @@ static int apply(void)
 		last = last ? last + 1 : e.path;
 		if (strncmp(last, ".wh.", 4) == 0) {
 			memmove(last, last + 4, strlen(last + 4) + 1);
-			clear(e.path);
+			clear_entry(root, e.path);
 			continue;
 		}
-		apply_entry(&e, 1);
+		apply_entry(root, &e, 1);
 	}
 	return 0;
 }

@@ -4,18 +4,12 @@
  *
  * argv: isobox-mount ADDRESS PATH.  It ends with 0, or with the errno of what failed.
  */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
+#include "tar.h"
+
 #include <stddef.h>
-#include <stdio.h>
-#include <string.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/un.h>
-#include <unistd.h>
 
 static int hand_over(const char *name, int device)
 {
@@ -41,29 +35,18 @@ static int hand_over(const char *name, int device)
 
 int main(int argc, char **argv)
 {
-	char path[PATH_MAX], options[128];
-	struct stat st;
-	if (argc != 3 || strlen(argv[2]) >= sizeof path)
+	char options[128];
+	if (argc != 3 || *argv[2] != '/')
 		return EINVAL;
-	strcpy(path, argv[2]);
-	for (char *at = path + 1;; at++)
-		if (*at == '/' || !*at) {
-			char was = *at;
-			*at = 0;
-			if (mkdir(path, 0755) < 0 && errno != EEXIST)
-				return errno;
-			if (!(*at = was))
-				break;
-		}
-	if (stat(path, &st) < 0)
+	/* From the files of a snapshot a link may lie on the way. */
+	int place = open_place(argv[2], 1);
+	if (place < 0 || fchdir(place) < 0)
 		return errno;
-	if (!S_ISDIR(st.st_mode))
-		return ENOTDIR;
 	int device = open("/dev/fuse", O_RDWR);
 	if (device < 0)
 		return errno;
 	snprintf(options, sizeof options, "fd=%d,rootmode=40755,user_id=0,group_id=0,allow_other,default_permissions", device);
-	if (mount("isobox", path, "fuse", MS_NOSUID | MS_NODEV, options) < 0 || hand_over(argv[1], device) < 0)
+	if (mount("isobox", ".", "fuse", MS_NOSUID | MS_NODEV, options) < 0 || hand_over(argv[1], device) < 0)
 		return errno;
 	return 0;
 }

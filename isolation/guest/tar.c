@@ -3,6 +3,7 @@
 
 #define BLOCK 512
 #define PAX_MAX (2 * PATH_MAX + 256)
+#define DEPTH_MAX 4096
 
 struct header { /* ustar */
 	char name[100], mode[8], uid[8], gid[8], size[12], mtime[12], sum[8], type, link[100], magic[8];
@@ -131,7 +132,6 @@ void put_end(void)
 }
 
 /* ---- reading */
-/* ---- and back */
 
 static int get(void *to, size_t size)
 {
@@ -146,58 +146,139 @@ static int get(void *to, size_t size)
 	return 1;
 }
 
-/* Everything but what is mounted: an overlay gives its folders one device, its files any. */
-static int remove_tree(const char *path, dev_t dev)
+/* A name and all below it.  With dev, not what is mounted there: an overlay gives its folders one device, its files
+ * any.  0, or -1 with errno. */
+static int remove_below(int at, const char *name, dev_t dev, int depth)
 {
-	char below[PATH_MAX];
 	struct stat st;
-	struct dirent *d;
-	if (unlink(path) == 0 || errno == ENOENT)
+	int bad = 0;
+	if (unlinkat(at, name, 0) == 0 || errno == ENOENT)
 		return 0;
-	if (lstat(path, &st) < 0 || !S_ISDIR(st.st_mode) || st.st_dev != dev)
+	int error = errno, fd = open_folder(at, name, 1);
+	if (fd < 0) {
+		if (errno == EACCES && unlinkat(at, name, AT_REMOVEDIR) == 0)
+			return 0;
+		errno = errno == ENOTDIR || errno == ELOOP ? error : errno;
 		return -1;
-	DIR *dir = opendir(path);
-	while (dir && (d = readdir(dir))) {
-		if (strcmp(d->d_name, ".") == 0 || strcmp(d->d_name, "..") == 0)
-			continue;
-		if (snprintf(below, sizeof below, "%s/%s", path, d->d_name) < (int)sizeof below)
-			remove_tree(below, dev);
 	}
-	if (dir)
-		closedir(dir);
-	return rmdir(path);
+	if (fstat(fd, &st) < 0 || (dev && st.st_dev != dev) || depth == DEPTH_MAX) {
+		close(fd);
+		errno = depth == DEPTH_MAX ? ELOOP : EBUSY;
+		return -1;
+	}
+	if (empty_folder(fd, dev, depth) < 0)
+		bad = errno;
+	if (unlinkat(at, name, AT_REMOVEDIR) == 0 || errno == ENOENT)
+		return 0;
+	errno = bad ? bad : errno;
+	return -1;
 }
 
-void clear(const char *path)
+/* What a folder holds; as much of it as can be removed.  Takes fd over. */
+int empty_folder(int fd, dev_t dev, int depth)
+{
+	DIR *dir = fdopendir(fd);
+	struct dirent *d;
+	int bad = 0;
+	if (!dir) {
+		bad = errno;
+		close(fd);
+		errno = bad;
+		return -1;
+	}
+	while ((d = readdir(dir)))
+		if (strcmp(d->d_name, ".") != 0 && strcmp(d->d_name, "..") != 0 && remove_below(fd, d->d_name, dev, depth + 1) < 0)
+			bad = errno;
+	closedir(dir);
+	errno = bad;
+	return bad ? -1 : 0;
+}
+
+int remove_tree(int at, const char *name) { return remove_below(at, name, 0, 0); }
+
+/* Make way for another: what is mounted there, or below, stays, and so the name. */
+void clear(int at, const char *name)
 {
 	struct stat st;
-	if (unlink(path) == 0 || errno == ENOENT)
-		return;
-	if (lstat(path, &st) < 0 || remove_tree(path, st.st_dev) < 0)
-		die(path);
+	int known = at == AT_FDCWD ? fstatat(at, name, &st, AT_SYMLINK_NOFOLLOW) : fstat(at, &st);
+	if ((known < 0 && errno != ENOENT) || (known == 0 && remove_below(at, name, st.st_dev, 0) < 0))
+		die(name);
 }
 
-static void make_folder(const char *path, mode_t mode)
+/* The folder of that name, made in the place of whatever else has it. */
+static int make_folder(int at, const char *name, int reading)
 {
-	struct stat st;
-	if (mkdir(path, mode) == 0)
-		return;
-	if (errno != EEXIST)
-		die(path);
-	if (lstat(path, &st) == 0 && S_ISDIR(st.st_mode))
-		return;
-	clear(path);
-	if (mkdir(path, mode) < 0)
-		die(path);
+	int fd = open_folder(at, name, reading);
+	if (fd >= 0)
+		return fd;
+	if (errno == ENOTDIR || errno == ELOOP)
+		clear(at, name);
+	if ((mkdirat(at, name, 0755) < 0 && errno != EEXIST) || (fd = open_folder(at, name, reading)) < 0)
+		die(name);
+	return fd;
 }
 
-static void make_parents(char *path)
+/* The folder of a path below the root, made with create; -1 if it is not there.  root itself for the empty path. */
+static int walk(int root, const char *path, int create)
 {
-	for (char *slash = strchr(path, '/'); slash; slash = strchr(slash + 1, '/')) {
+	char rest[PATH_MAX];
+	int at = root, below;
+	strcpy(rest, path);
+	for (char *part = strtok(rest, "/"); part; part = strtok(NULL, "/"), at = below) {
+		below = create ? make_folder(at, part, 0) : open_folder(at, part, 0);
+		if (at != root)
+			close(at);
+		if (below < 0)
+			return -1;
+	}
+	return at;
+}
+
+/* The folder of the last member stays open: most follow one another there. */
+static char last_path[PATH_MAX];
+static int last_folder = -1;
+
+static void forget_last(void)
+{
+	if (last_folder >= 0)
+		close(last_folder);
+	last_folder = -1;
+}
+
+/* Where a member goes: its folder, made below the root, and its name there. */
+static int parent_of(int root, char *path, const char **name)
+{
+	char *slash = strrchr(path, '/');
+	*name = slash ? slash + 1 : path;
+	if (!slash)
+		return root;
+	*slash = 0;
+	if (last_folder < 0 || strcmp(last_path, path) != 0) {
+		forget_last();
+		int at = walk(root, path, 1);
+		last_folder = at == root ? fcntl(root, F_DUPFD_CLOEXEC, 3) : at;
+		strcpy(last_path, path);
+	}
+	*slash = '/';
+	return last_folder;
+}
+
+/* Remove what has this path below the root, if anything has. */
+void clear_entry(int root, char *path)
+{
+	char *slash = strrchr(path, '/');
+	int at = root;
+	forget_last();
+	if (slash) {
 		*slash = 0;
-		make_folder(path, 0755);
+		at = walk(root, path, 0);
 		*slash = '/';
 	}
+	if (at < 0)
+		return;
+	clear(at, slash ? slash + 1 : path);
+	if (at != root)
+		close(at);
 }
 
 /* Octal; or, of what is larger, GNU tar's: big-endian behind a first byte of 0x80. */
@@ -305,39 +386,70 @@ int next_entry(struct entry *e)
 	return 0;
 }
 
-void apply_entry(struct entry *e, int owners)
+/* Owner, mode and time of what has just been made: by its descriptor, or of a link by its name.  Never through a name that
+ * somebody may have given to something else meanwhile. */
+static int describe(const struct entry *e, int fd, int owners)
 {
 	struct timespec times[2] = {{.tv_sec = (time_t)e->mtime}, {.tv_sec = (time_t)e->mtime}};
+	return (owners && fchown(fd, (uid_t)e->uid, (gid_t)e->gid) < 0) ||
+	       fchmod(fd, (mode_t)e->mode & (owners ? 07777 : 0777)) < 0 || futimens(fd, times) < 0;
+}
+
+static int make_link(int root, struct entry *e, int at, const char *name, int owners)
+{
+	char *slash = strrchr(e->link, '/');
+	struct stat st;
+	int folder = root, fd, bad;
+	if (slash) {
+		*slash = 0;
+		if ((folder = walk(root, e->link, 0)) < 0)
+			return -1;
+	}
+	bad = linkat(folder, slash ? slash + 1 : e->link, at, name, 0);
+	if (folder != root)
+		close(folder);
+	if (bad || !owners) /* the file's own header said it all */
+		return bad;
+	/* The sentry of 2024 makes it root's: so the rest as well. */
+	if ((fd = openat(at, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)) < 0)
+		return errno == ELOOP ? 0 : -1;
+	bad = fstat(fd, &st) < 0 || (S_ISREG(st.st_mode) && describe(e, fd, owners));
+	close(fd);
+	return bad;
+}
+
+void apply_entry(int root, struct entry *e, int owners)
+{
+	struct timespec times[2] = {{.tv_sec = (time_t)e->mtime}, {.tv_sec = (time_t)e->mtime}};
+	const char *name;
 	size_t n = strlen(e->path);
-	if (n && e->path[n - 1] == '/')
-		e->path[n - 1] = 0;
-	make_parents(e->path);
+	while (n && e->path[n - 1] == '/')
+		e->path[--n] = 0;
+	int at = parent_of(root, e->path, &name), fd = -1, bad = 0;
 	if (e->type == '5') {
-		make_folder(e->path, 0755);
+		fd = make_folder(at, name, 1);
+		bad = describe(e, fd, owners);
 	} else {
-		clear(e->path);
-		int fd, bad = 0;
+		if (strncmp(last_path, e->path, n) == 0)
+			forget_last(), at = parent_of(root, e->path, &name);
+		clear(at, name);
 		if (e->type == '0' || e->type == '7') {
-			if ((fd = open(e->path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)) < 0)
+			if ((fd = openat(at, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)) < 0)
 				die(e->path);
 			write_contents(fd, e->path, e->size);
-			close(fd);
+			bad = describe(e, fd, owners);
 		} else if (e->type == '1') {
-			bad = link(e->link, e->path); /* the sentry of 2024 makes it root's: so the rest as well */
-		} else if (e->type == '2') {
-			bad = symlink(e->link, e->path);
-		} else if (e->type == '6') {
-			bad = mkfifo(e->path, 0600);
+			bad = make_link(root, e, at, name, owners);
+		} else if (e->type == '2' || e->type == '6') {
+			bad = (e->type == '2' ? symlinkat(e->link, at, name) : mkfifoat(at, name, (mode_t)e->mode & 0777)) < 0 ||
+			      (owners && fchownat(at, name, (uid_t)e->uid, (gid_t)e->gid, AT_SYMLINK_NOFOLLOW) < 0) ||
+			      utimensat(at, name, times, AT_SYMLINK_NOFOLLOW) < 0;
 		} else {
 			errno = EINVAL, bad = 1;
 		}
-		if (bad)
-			die(e->path);
 	}
-	if (e->type == '1' && !owners)
-		return; /* the file's own header said it all */
-	if ((owners && lchown(e->path, (uid_t)e->uid, (gid_t)e->gid) < 0) ||
-	    (e->type != '2' && chmod(e->path, (mode_t)e->mode & (owners ? 07777 : 0777)) < 0) ||
-	    utimensat(AT_FDCWD, e->path, times, AT_SYMLINK_NOFOLLOW) < 0)
+	if (bad)
 		die(e->path);
+	if (fd >= 0)
+		close(fd);
 }

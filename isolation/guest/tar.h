@@ -34,7 +34,16 @@ void put_end(void);
 /* The next member: 0 at the end.  What was read before has to be applied or skipped. */
 int next_entry(struct entry *e);
 int is_strange(const char *path);
-void clear(const char *path);
-void apply_entry(struct entry *e, int owners);
+
+/* Names relative to an open folder; none of them is followed where it is a link. */
+int open_folder(int at, const char *name, int reading);
+int empty_folder(int fd, dev_t dev, int depth);
+int remove_tree(int at, const char *name);
+void clear(int at, const char *name);
+void clear_entry(int root, char *path);
+void apply_entry(int root, struct entry *e, int owners);
+
+extern int place_is_roots;
+int open_place(const char *path, int create);
 
 #endif

@@ -60,6 +60,22 @@ function show(value) {
   send(1, "R", bundle);
 }
 
+// In a copy of this sandbox: OpenSSL's generator takes new entropy, randomUUID comes to the end of those that it has
+// drawn beforehand (128, lib/internal/crypto/random.js), and V8's generator, which cannot be seeded, is replaced.
+function reseed() {
+  const crypto = require("crypto");
+  const addOn = { exports: {} };
+  process.dlopen(addOn, "/.isobox/reseed");
+  if (addOn.exports !== 1) throw new Error("OpenSSL's generator of random numbers cannot be seeded anew");
+  for (let n = 0; n < 128; n++) crypto.randomUUID();
+  const drawn = new BigUint64Array(128);
+  let next = drawn.length;
+  Math.random = function random() {
+    if (next === drawn.length) crypto.randomFillSync(drawn), (next = 0);
+    return Number(drawn[next++] >> 11n) / 2 ** 53;
+  };
+}
+
 let interrupt = null;
 process.on("SIGINT", () => interrupt && interrupt(new Error("interrupted")));
 
@@ -67,6 +83,7 @@ async function run(request) {
   if (request.warm) return send(1, "W", null);
   let ok = true;
   try {
+    if (request.seed) reseed();
     const value = await new Promise((resolve, reject) => {
       interrupt = reject;
       server.eval(request.code, server.context, `<cell ${request.run}>`, (error, result) => (error ? reject(error) : resolve(result)));

@@ -120,14 +120,38 @@ def no_input(prompt: object = "") -> str:
     raise RuntimeError("input() has nobody to ask here: put the value into the code, or into a file and read that")
 
 
-def reseed(text: str) -> None:
-    """A copy of this sandbox must not draw the numbers that its original draws."""
+def reseed(text: str, names: dict[str, Any]) -> None:
+    """Draw other numbers than the sandbox that this one is a copy of: by the seed that text (32 hex digits) is."""
     import random
 
     random.seed(bytes.fromhex(text))
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(int(text[:8], 16))
+    reseed_openssl()
+    if (numpy := sys.modules.get("numpy.random")) is not None:
+        numpy.seed([int(text[i : i + 8], 16) for i in range(0, 32, 8)])
+        for value in list(names.values()):
+            # Of 64 bits and more is the seed that numpy took from the kernel; a program's own is kept.
+            source = getattr(value, "bit_generator", None) if isinstance(value, numpy.Generator) else None
+            seed = getattr(source, "seed_seq", None) or getattr(source, "_seed_seq", None)  # before numpy 1.25
+            entropy = getattr(seed, "entropy", None)
+            if source is not None and isinstance(entropy, int) and entropy.bit_length() > 64:
+                source.state = type(source)().state
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.seed()
+
+
+def reseed_openssl() -> None:
+    """Let OpenSSL's generator take new entropy, in each copy of the library that this process has loaded."""
+    if (module := sys.modules.get("_ssl")) is not None:
+        module.RAND_add(os.urandom(48), 48.0)
+    with open("/proc/self/maps") as maps:
+        libraries = {line.split(maxsplit=5)[5].rstrip() for line in maps if "/libcrypto" in line}
+    if module is not None and len(libraries) < 2:
+        return  # that was it
+    import ctypes
+
+    for path in libraries:
+        with contextlib.suppress(OSError, AttributeError):  # replaced on disk, or of another kind
+            ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NOW).RAND_poll()
 
 
 def show_error(error: BaseException) -> None:
@@ -249,9 +273,9 @@ def interpreter() -> "Plain | WithIPython":
 
 def warm(shell: "Plain | WithIPython") -> None:
     """Do what a run does, and touch all objects: restored memory is mapped when it is first used."""
-    reseed(os.urandom(16).hex())
-    shell.run("None", "<warm>")
     plain = shell if isinstance(shell, Plain) else shell.plain
+    reseed(os.urandom(16).hex(), {})
+    shell.run("None", "<warm>")
     json.dumps(plain.represent(0))
     gc.collect()
 
@@ -283,7 +307,7 @@ def main() -> None:
             send(1, "W", None)
             continue
         if request.get("seed"):
-            reseed(request["seed"])
+            reseed(request["seed"], (shell if isinstance(shell, Plain) else shell.plain).names)
         name = f"<cell {request['run']}>"
         code = request["code"]
         linecache.cache[name] = (len(code), None, code.splitlines(True), name)

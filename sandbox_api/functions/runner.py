@@ -341,10 +341,24 @@ def hear(runner: Runner, waiting: SimpleQueue[Any], going: SimpleQueue[None]) ->
 
 
 def reseed() -> None:
-    """Copies of one process would draw the same numbers."""
-    for name in ("random", "numpy.random"):
+    """Draw other numbers than this process's copies do."""
+    for name in ("random", "numpy.random", "torch"):
         if (module := sys.modules.get(name)) is not None:
             module.seed()
+    with open("/proc/self/maps") as maps:
+        libraries = {line.split(maxsplit=5)[5].rstrip() for line in maps if "/libcrypto" in line}
+    module = sys.modules.get("_ssl")
+    if module is not None:
+        module.RAND_add(os.urandom(48), 48.0)
+    if module is not None and len(libraries) < 2:
+        return  # that was it
+    import ctypes
+
+    for path in libraries:
+        try:
+            ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NOW).RAND_poll()
+        except (OSError, AttributeError):  # replaced on disk, or of another kind
+            continue
 
 
 if __name__ == "__main__":

@@ -135,6 +135,9 @@ class Files(Protocol):
     async def remove(self, sandbox: str, path: str, recursive: bool, user: str) -> None:
         """Delete a file or folder."""
 
+    async def empty(self, sandbox: str, path: str, user: str) -> None:
+        """Delete what a folder holds, but for what is mounted there."""
+
     async def page(self, sandbox: str, path: str, after: str, limit: int, user: str) -> list[Entry]:
         """Some of what a folder holds, in byte order of the names, those behind after."""
 
@@ -471,7 +474,11 @@ class Host(Protocol):
 
     @property
     def system_files(self) -> Files:
-        """The same as root, for the service itself: whatever root may do is no tenant's business here."""
+        """Files as root, for the service itself, where a program inside may have prepared the way.
+
+        Reads, writes, packs, unpacks and empties. Whatever root may do is no tenant's business here. No link is
+        followed that anybody but root may have put there, and no mount is entered: FileFailed with ELOOP.
+        """
 
     @property
     def ports(self) -> Ports:

@@ -151,7 +151,7 @@ class LocalHost:
             stores=settings.stores,
         )
         self.files = LocalFiles(self._fleet.get, allow_root=settings.allow_root)
-        self.system_files = LocalFiles(self._fleet.get, allow_root=True)
+        self.system_files = LocalFiles(self._fleet.get, allow_root=True, no_links=True)
         self.ports = LocalPorts(self._fleet.get, self.files)
         self.networks = networks
         self.volumes = LocalVolumes(self._images)
@@ -242,7 +242,8 @@ class LocalHost:
                 sandbox.give_up(f"a part of its image cannot be had: {error}")
 
     def _shape(self, image: Image, resources: Resources) -> Shape:
-        return Shape(self._images.path(image), resources.memory_mb, resources.disk_mb)
+        path = self._images.path(image)
+        return Shape(path, resources.memory_mb, resources.disk_mb, namespaces=resources.namespaces)
 
     # ---- sandboxes
 

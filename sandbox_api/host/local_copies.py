@@ -95,7 +95,8 @@ class LocalCopies:
         opened = await asyncio.to_thread(self._snapshots.open, copy.name, copy.digest, self._maker)
         try:
             with self._foreground.working():
-                ready = self._pool.claim(Shape(path, resources.memory_mb, resources.disk_mb))
+                shape = Shape(path, resources.memory_mb, resources.disk_mb, namespaces=resources.namespaces)
+                ready = self._pool.claim(shape)
                 sandbox = (
                     ready.sandbox
                     if ready is not None
@@ -147,7 +148,13 @@ class LocalCopies:
         return self._images.file(digest)
 
     def _created(self, image_digest: str, resources: Resources) -> Shape:
-        return Shape(self._image_file(image_digest), resources.memory_mb, resources.disk_mb, started=False)
+        return Shape(
+            self._image_file(image_digest),
+            resources.memory_mb,
+            resources.disk_mb,
+            started=False,
+            namespaces=resources.namespaces,
+        )
 
     async def _prepare(self, id_: str | None, image_digest: str, resources: Resources) -> Sandbox:
         """One that has not started, of this id or of any."""
@@ -190,7 +197,14 @@ class LocalCopies:
 
     def _shape(self, template: Template, resources: Resources) -> Shape:
         path = self._images.file(template.image_digest)
-        return Shape(path, resources.memory_mb, resources.disk_mb, started=False, copy=template.copy.name)
+        return Shape(
+            path,
+            resources.memory_mb,
+            resources.disk_mb,
+            started=False,
+            namespaces=resources.namespaces,
+            copy=template.copy.name,
+        )
 
     def keep_template(self, template: Template) -> None:
         self._templates.add(template)

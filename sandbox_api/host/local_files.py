@@ -13,17 +13,28 @@ _KEEP_MODE = 0o10000
 class LocalFiles:
     """See `sandbox_api.host.interface.Files`."""
 
-    def __init__(self, sandbox: Callable[[str], Sandbox], *, allow_root: bool) -> None:
+    def __init__(self, sandbox: Callable[[str], Sandbox], *, allow_root: bool, no_links: bool = False) -> None:
+        """See `isolation.files.operate`; with no_links there is read, write, pack, unpack and empty."""
         self._sandbox = sandbox
         self._allow_root = allow_root
+        self._no_links = no_links
 
     @contextlib.asynccontextmanager
     async def _operate(
         self, sandbox: str, name: str, path: str, argument: str, user: str, *, stdin: bool = False
     ) -> AsyncIterator[Operation]:
-        owner, root = self._sandbox(sandbox), self._allow_root
+        owner = self._sandbox(sandbox)
         with owner.in_use():
-            async with operate(owner.link, name, path, argument, user=user, allow_root=root, stdin=stdin) as operation:
+            async with operate(
+                owner.link,
+                name,
+                path,
+                argument,
+                user=user,
+                allow_root=self._allow_root,
+                stdin=stdin,
+                no_links=self._no_links,
+            ) as operation:
                 yield operation
 
     async def _entry(self, sandbox: str, name: str, path: str, argument: str, user: str) -> Entry:
@@ -69,6 +80,10 @@ class LocalFiles:
 
     async def remove(self, sandbox: str, path: str, recursive: bool, user: str) -> None:
         async with self._operate(sandbox, "remove", path, "1" if recursive else "0", user) as operation:
+            await operation.result()
+
+    async def empty(self, sandbox: str, path: str, user: str) -> None:
+        async with self._operate(sandbox, "empty", path, "", user) as operation:
             await operation.result()
 
     async def page(self, sandbox: str, path: str, after: str, limit: int, user: str) -> list[Entry]:

@@ -34,6 +34,7 @@ class CreateSandbox(Strict):
     env: Environment = {}
     workdir: Annotated[Text, Field(pattern=r"^/", max_length=4095)] | None = None
     user: UserName = "user"
+    namespaces: bool = False
     timeout_s: Seconds = 300.0
     idle_timeout_s: Seconds | None = None
     park_after_s: Seconds | None = None
@@ -94,6 +95,7 @@ class Sandbox(BaseModel):
     paused_by: Literal["request", "idle"] | None
     resources: Resources
     gpus: list[SandboxGpu]
+    namespaces: bool
     network: dict[str, Any]
     parent: str | None
     snapshot: str | None

@@ -139,8 +139,7 @@ class Builder:
             await self._run(running, state, ["mkdir", "-p", "--", step.workdir], "/")
         elif isinstance(step, Copy):
             archive = unpacked(self._uploads.read(tenant, step.copy_.upload))
-            files = self._host.system_files
-            await files.unpack(state.sandbox.id, step.copy_.to, False, archive, self._user)
+            await self._host.files.unpack(state.sandbox.id, step.copy_.to, False, archive, self._user)
         else:
             assert_never(step)
         copy = await self._host.copies.take_files(state.sandbox.id, layer := new_id("snp"), state.below.digest)

@@ -32,11 +32,22 @@ from sandbox_api.services.execs import ExecService
 from sandbox_api.services.gpus import refuse_copies
 from sandbox_api.services.life import Life
 from sandbox_api.services.registry import Live, Registry, host_resources
-from sandbox_api.services.sandboxes import SandboxService
+from sandbox_api.services.sandboxes import SandboxService, refuse_namespaces
 from sandbox_api.settings import Settings
 from sandbox_api.store.records import ContextRecord, ExecRecord, SandboxRecord, SnapshotRecord
 
-_INHERITED: Final = ("buckets", "image", "image_digest", "resources", "timeout_s", "user", "labels", "env", "workdir")
+_INHERITED: Final = (
+    "buckets",
+    "image",
+    "image_digest",
+    "resources",
+    "timeout_s",
+    "user",
+    "namespaces",
+    "labels",
+    "env",
+    "workdir",
+)
 _INHERITED_TIMES: Final = ("idle_timeout_s", "park_after_s")
 _INHERITED_NETWORK: Final = ("network_asked", "network", "network_generation", "placeholders")
 _SPARE_MEMORY: Final = 256 << 20
@@ -164,6 +175,7 @@ class CopyService:
         snapshot = await self.get(tenant, request.snapshot)
         fields = snapshot.sandbox | _given(request, snapshot)
         made = _record(fields, tenant)
+        refuse_namespaces(self._settings, made.namespaces)
         if "network" in request.model_fields_set:
             egress = await self._egress.begin(made, request.asked_network)
         else:
@@ -221,6 +233,8 @@ class CopyService:
     async def keep_templates(self) -> None:
         """After a start: have ready what was marked as a template."""
         for snapshot in await self._store.template_snapshots():
+            if snapshot.sandbox["namespaces"] and not self._settings.allow_namespaces:
+                continue
             self._host.copies.keep_template(self._template(snapshot))
 
     # ---- forks
@@ -231,6 +245,7 @@ class CopyService:
         """So many children that go on side by side with the sandbox: those that do, and why others do not."""
         live = await self._registry.usable(tenant, sandbox_id)
         refuse_copies(live.record)
+        refuse_namespaces(self._settings, live.record.namespaces)
         forking = self._tasks.spawn(self._fork(live, tenant, request), name=f"fork {sandbox_id}")
         return await asyncio.shield(forking)
 
@@ -422,6 +437,10 @@ def _given(request: CreateSandbox, snapshot: SnapshotRecord) -> dict[str, Any]:
         for name in ("timeout_s", "idle_timeout_s", "park_after_s", "labels", "name", "workdir", "user")
         if name in given
     }
+    if "namespaces" in given:
+        if snapshot.kind == "memory" and request.namespaces != had["namespaces"]:
+            raise invalid("what runs in a memory snapshot keeps its `namespaces`", "leave `namespaces` out")
+        fields["namespaces"] = request.namespaces
     fields["env"] = had["env"] | request.env
     if "resources" in given and request.resources.gpu is not None:
         raise invalid("a copy has no GPU", "leave `resources.gpu` out, or create a sandbox of an image")

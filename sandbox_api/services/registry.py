@@ -106,7 +106,8 @@ async def _nobody_wakes(_: Live) -> None:
 
 def host_resources(record: SandboxRecord) -> Resources:
     """What it may use, as the host takes it."""
-    return Resources(**{name: value for name, value in record.resources.items() if name != "gpu"})
+    given = {name: value for name, value in record.resources.items() if name != "gpu"}
+    return Resources(**given, namespaces=record.namespaces)
 
 
 def _paused() -> Problem:

@@ -91,6 +91,7 @@ class SandboxService:
         """Create it and wait until it runs; on failure the record says why and nothing is left."""
         if not self._settings.allow_root and request.user.partition(":")[0] in ("root", "0"):
             raise Problem(403, "root_forbidden", "this server runs nothing as root", hint="leave `user` out")
+        refuse_namespaces(self._settings, request.namespaces)
         with self._registry.places(1, self._settings.max_sandboxes):
             image = await self._catalog.find(tenant, request.image)
         return await self.create_of(tenant, request, image)
@@ -115,6 +116,7 @@ class SandboxService:
             command=request.command,
             idle_timeout_s=request.idle_timeout_s,
             park_after_s=request.park_after_s,
+            namespaces=request.namespaces,
         )
         with self._registry.places(1, self._settings.max_sandboxes):
             egress = await self._egress.begin(record, request.asked_network)
@@ -437,6 +439,17 @@ class SandboxService:
                 await self._execs.lost(each, (record.termination or {})["reason"], why.detail)
 
 
+def refuse_namespaces(settings: Settings, wanted: bool) -> None:
+    """Raise Problem(403) for a sandbox that may create namespaces, on a server that allows none to."""
+    if wanted and not settings.allow_namespaces:
+        raise Problem(
+            403,
+            "namespaces_forbidden",
+            "this server lets nothing inside create namespaces",
+            hint="leave `namespaces` out; of a copy, make another one of a sandbox without it",
+        )
+
+
 def describe(record: SandboxRecord) -> Sandbox:
     """As a client sees it."""
     return Sandbox(
@@ -457,6 +470,7 @@ def describe(record: SandboxRecord) -> Sandbox:
         snapshot=record.snapshot,
         park_after_s=record.park_after_s,
         paused_by=record.paused_by,
+        namespaces=record.namespaces,
         network=record.network or {"default": "deny"},
         main=record.main,
         termination=Termination(**record.termination) if record.termination else None,

@@ -6,13 +6,15 @@ writing.
 """
 
 import asyncio
+import errno
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from common.ids import new_id
-from isolation.files import Entry
+from isolation.files import Entry, FileFailed
 from sandbox_api.archives import unpacked
 from sandbox_api.host.interface import Host
 from sandbox_api.lifecycle import FINAL
@@ -161,7 +163,7 @@ class VolumeService:
                 f"the sandbox has {record.name} read-only",
                 hint="create it with read_only=false",
             )
-        async with self._alone(record):
+        async with self._alone(record), _in_place(path):
             record = await self.get(tenant, mounted["name"])
             contents = self._host.system_files.pack(live.record.id, path.rstrip("/"), "root")
             await anext(contents)
@@ -175,9 +177,9 @@ class VolumeService:
         live, mounted = await self._mounted(tenant, sandbox_id, path)
         record = await self.get(tenant, mounted["name"])
         where = path.rstrip("/")
-        for entry in await self._host.system_files.list_folder(sandbox_id, where, 1, "root"):
-            await self._host.system_files.remove(sandbox_id, f"{where}/{entry.name}", True, "root")
-        await self._fill(live.record, where, mounted, record)
+        async with _in_place(path):
+            await self._host.system_files.empty(sandbox_id, where, "root")
+            await self._fill(live.record, where, mounted, record)
         await self._store.save_sandbox(live.record)
         return record
 
@@ -219,6 +221,22 @@ class VolumeService:
         """A version that neither the volume nor a snapshot of it needs goes."""
         if version and version != record.version and all(each["version"] != version for each in record.snapshots):
             await self._host.volumes.remove(f"{record.id}.{version}")
+
+
+@asynccontextmanager
+async def _in_place(path: str) -> AsyncIterator[None]:
+    """Raise Problem(409) if a program has put something else where a volume was."""
+    try:
+        yield
+    except FileFailed as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        raise Problem(
+            409,
+            "volume_replaced",
+            f"a link or a file lies at {path}, or above it, where the volume was",
+            hint="remove that and make the folder anew, then try again",
+        ) from error
 
 
 async def _bytes(contents: AsyncIterator[Entry | bytes]) -> AsyncIterator[bytes]:

@@ -34,6 +34,8 @@ class SandboxRecord:
     snapshot: str | None = None
     park_after_s: float | None = None
     paused_by: Literal["request", "idle"] | None = None
+    namespaces: bool = False
+    """Whether programs inside may create namespaces."""
     copy: dict[str, Any] | None = None
     """While it is paused: name, digest and size of the copy that it will go on from."""
     network_asked: dict[str, Any] | str | None = None

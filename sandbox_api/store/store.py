@@ -77,14 +77,23 @@ _FIELDS: Final = {
 }
 
 
+_UNREFUSED: Final = {"namespaces": True}
+"""What holds of sandboxes, and of snapshots of them, that a server made which refused nobody namespaces."""
+
+
 def _document(record: SandboxRecord | ExecRecord | ContextRecord | SnapshotRecord | ImageRecord) -> str:
     # Not dataclasses.asdict: that copies deeply, and all that is wanted is text.
     return json.dumps({name: getattr(record, name) for name in _FIELDS[type(record)]})
 
 
 def _sandbox(doc: str) -> SandboxRecord:
-    found = json.loads(doc)
+    found = _UNREFUSED | json.loads(doc)
     return SandboxRecord(**(found | {"state": State(found["state"])}))
+
+
+def _snapshot(doc: str) -> SnapshotRecord:
+    found = json.loads(doc)
+    return SnapshotRecord(**(found | {"sandbox": _UNREFUSED | found["sandbox"]}))
 
 
 def _exec(doc: str) -> ExecRecord:
@@ -248,7 +257,7 @@ class Store:
     async def snapshot(self, tenant: str, id_: str) -> SnapshotRecord | None:
         """One of the tenant's."""
         row = self._db.execute("select doc from snapshots where id = ? and tenant = ?", (id_, tenant)).fetchone()
-        return SnapshotRecord(**json.loads(row[0])) if row else None
+        return _snapshot(row[0]) if row else None
 
     async def snapshots(self, tenant: str, *, before: tuple[float, str] | None, limit: int) -> list[SnapshotRecord]:
         """The tenant's newest, from before (created_at, id) on."""
@@ -257,7 +266,7 @@ class Store:
             " order by created_at desc, id desc limit ?",
             (tenant, *(before or (1e18, "")), limit),
         )
-        return [SnapshotRecord(**json.loads(row[0])) for row in rows]
+        return [_snapshot(row[0]) for row in rows]
 
     async def all_snapshots(self, *, expired_at: float | None = None) -> list[str]:
         """Ids of all tenants' snapshots, or of those whose time is over at a moment."""
@@ -269,7 +278,7 @@ class Store:
     async def template_snapshots(self) -> list[SnapshotRecord]:
         """All tenants' that were marked as templates."""
         rows = self._db.execute("select doc from snapshots where json_extract(doc, '$.template')")
-        return [SnapshotRecord(**json.loads(row[0])) for row in rows]
+        return [_snapshot(row[0]) for row in rows]
 
     async def snapshot_bytes(self, tenant: str | None) -> int:
         """What a tenant's snapshots take on disk, or with None all."""

@@ -2,6 +2,7 @@
 
 import os
 import random
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -187,15 +188,16 @@ class Model:
         """Once, for all containers."""
         print("loading", self.name)
         self.loaded = os.urandom(8).hex()
+        ssl.RAND_bytes(8)
 
     @isobox.enter()
     def begin(self) -> None:
         """In each container."""
         self.began = os.urandom(8).hex()
-        self.drawn = random.random()
+        self.drawn = f"{random.random()} {ssl.RAND_bytes(8).hex()}"
 
     @isobox.method()
-    def facts(self) -> tuple[str, str, float]:
+    def facts(self) -> tuple[str, str, str]:
         """What is its own and what is everybody's."""
         time.sleep(0.3)
         return self.loaded, self.began, self.drawn

@@ -324,6 +324,15 @@ def test_buckets_that_cannot_be(server: Server, s3: S3Server, asked: dict[str, s
     assert words in answer.json()["detail"] + answer.json()["hint"]
 
 
+def test_a_link_that_came_with_files_leads_no_mount_astray(server: Server, s3: S3Server) -> None:
+    mounted = {"/home/user/deep/b": bucket(s3)}
+    with Sandbox.create("python", volumes=mounted, **where(server)) as sandbox:
+        sandbox.exec(shell="cd /home/user && mv deep was && ln -s /etc deep").check()
+        snapshot = sandbox.snapshot(kind="filesystem")
+    with pytest.raises(isobox.ApiError, match="nothing can be mounted at /home/user/deep/b"):
+        Sandbox.create(snapshot=snapshot.id, **where(server))
+
+
 def test_a_path_that_cannot_be_mounted(server: Server, s3: S3Server) -> None:
     with pytest.raises(isobox.InvalidRequest, match="nothing can be mounted at /etc/passwd"):
         Sandbox.create("base", volumes={"/etc/passwd": bucket(s3)}, **where(server))

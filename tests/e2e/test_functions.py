@@ -217,6 +217,7 @@ def test_objects_live_in_containers() -> None:
     found = {each.get() for each in [model.facts.spawn() for _ in range(6)]}
     assert len({loaded for loaded, _, _ in found}) == 1, "the second container began from the first one's memory"
     assert len(found) == len({began for _, began, _ in found}) == len({drawn for _, _, drawn in found}) == 2
+    assert len({part for _, _, drawn in found for part in drawn.split()}) == 4, "neither random's nor OpenSSL's"
     with pytest.raises(RemoteError, match="FileNotFoundError: weights"):
         fa.Broken().run.remote()
     with pytest.raises(TypeError, match="needs name"):

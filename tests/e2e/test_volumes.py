@@ -55,6 +55,31 @@ def test_what_is_committed_is_there_for_the_next(server: Server, names: Iterator
     volume.delete()
 
 
+def test_a_link_in_the_place_of_a_volume_leads_nowhere(server: Server, names: Iterator[str]) -> None:
+    volume = Volume.create(next(names), **where(server))
+    with Sandbox.create("base", volumes={"/home/user/deep/v": volume}, **where(server)) as sandbox:
+        sandbox.exec(shell="echo 1 > /home/user/deep/v/a").check()
+        sandbox.commit("/home/user/deep/v")
+        etc = sandbox.exec(shell="ls /etc | sort; cat /etc/passwd", user="root").check().stdout
+        for trick in (
+            # What root made may be moved away all the same: the folder above is the user's.
+            "cd /home/user && mv deep was && mkdir deep && ln -s /etc deep/v",
+            "cd /home/user && rm -rf deep && ln -s / deep && ln -s /etc v",
+            "cd /home/user && rm -rf deep && ln -s . deep && rm v && ln -s /etc v",
+            "cd /home/user && rm -rf deep && mkdir deep && mkfifo deep/v",
+        ):
+            sandbox.exec(shell=trick).check()
+            for deed in (sandbox.reload, sandbox.commit):
+                with pytest.raises(isobox.ConflictError, match="a link or a file lies at"):
+                    deed("/home/user/deep/v")
+        assert sandbox.exec(shell="ls /etc | sort; cat /etc/passwd", user="root").stdout == etc
+        sandbox.exec(shell="cd /home/user && rm -rf deep && mkdir -p deep/v").check()
+        sandbox.reload("/home/user/deep/v")
+        assert sandbox.files.read("/home/user/deep/v/a") == b"1\n"
+    with Sandbox.create("base", volumes={"/var/run/v": volume.name}, **where(server)) as other:
+        assert other.exec("cat", "/run/v/a").stdout == "1\n", "a link of the image's own is followed"
+
+
 def test_one_writer_at_a_time(server: Server, http: httpx.Client, names: Iterator[str]) -> None:
     volume = Volume.create(next(names), **where(server))
     with Sandbox.create("base", volumes={"/v": volume}, **where(server)) as writer:

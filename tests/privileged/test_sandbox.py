@@ -159,3 +159,18 @@ def test_detaching_what_is_not_mounted_is_no_error(tmp_path: Path) -> None:
     mounts.mount_tmpfs(tmp_path, size_mb=1)
     mounts.detach(tmp_path)
     mounts.detach(tmp_path / "absent")
+
+
+def test_the_sentry_has_no_rights_of_its_own(tmp_path: Path) -> None:
+    async def work(machine: Machine) -> None:
+        sandbox = await Sandbox.create(machine, ID, image=image(), resources=SMALL)
+        lines = (line.partition(":") for line in Path(f"/proc/{sandbox.pid}/status").read_text().splitlines())
+        status = {name: text.strip() for name, _, text in lines}
+        files = set(os.listdir(f"/proc/{sandbox.pid}/root"))
+        await sandbox.destroy()
+        assert status["Uid"].split() == ["65534"] * 4
+        assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2"), "a filter of system calls"
+        assert files <= {"etc", "proc"}, "none of the host's"
+
+    on_machine(tmp_path, work)

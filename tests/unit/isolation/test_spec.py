@@ -24,3 +24,15 @@ def test_changes_are_bounded_by_a_folder_or_by_runsc_itself() -> None:
 
     assert changes("/o") == ["dir=/o", None]
     assert changes(None) == ["memory", "size=128m"]
+
+
+def test_process_one_refuses_namespaces_unless_it_is_told_otherwise() -> None:
+    def arguments(namespaces: bool) -> list[str]:
+        asked = Resources(1, 256, 128, 64, namespaces=namespaces)
+        found: list[str] = oci_spec(hostname="x", root="/r", image="/i", overlay="/o", resources=asked)["process"][
+            "args"
+        ]
+        return found
+
+    assert arguments(False) == ["/.isobox/init"]
+    assert arguments(True) == ["/.isobox/init", "namespaces"]
