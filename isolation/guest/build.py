@@ -42,13 +42,13 @@ class Program:
             )
 
 
-INIT: Final = Program("init", ("init.c", "spawn.c", "users.c"), ("wire.h", "init.h"))
+INIT: Final = Program("init", ("init.c", "spawn.c", "users.c", "names.c"), ("wire.h", "init.h", "names.h"))
 """PID 1, which every image holds."""
 
 FILES: Final = Program("files", ("files.c", "hold.c", "tar.c", "watch.c"), ("tar.h",))
 """File operations and what holds mounts, which PID 1 starts for the host; every image holds it too."""
 
-LAYER: Final = Program("layer", ("layer.c", "tar.c"), ("tar.h",))
+LAYER: Final = Program("layer", ("layer.c", "tar.c", "names.c"), ("tar.h", "names.h"))
 """Saves and applies image layers; the host brings it along."""
 
 MOUNT: Final = Program("mount", ("mount.c",))

@@ -107,6 +107,7 @@ class LocalHost:
             owner=settings.state,
             lazy=self._lazy,
             stores=settings.stores,
+            authorities=settings.ca_bundle,
         )
         self.files = LocalFiles(self._fleet.get, allow_root=settings.allow_root)
         self.system_files = LocalFiles(self._fleet.get, allow_root=True)
