@@ -101,7 +101,8 @@ _SOURCES: Final = (
 def recipe(name: str) -> str:
     """Return a short digest of all that says how a base is built: images record it, and are built anew by another."""
     base = BASES[name]
-    said = [base.packages, base.extras, sorted(base.env.items()), _UNREAD, Path(extras.__file__).read_text()]
+    how = Path(extras.__file__).read_text() if base.extras else ""
+    said = [base.packages, base.extras, sorted(base.env.items()), _UNREAD, how]
     return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
 

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -44,6 +44,19 @@ _CHROMIUM_PLACES: Final = {  # Playwright's registry (EXECUTABLE_PATHS), of its 
     ),
 }
 _USER: Final = 1000
+_LINES: Final = 5
+
+
+class ToolFailed(Exception):
+    """A program of this machine's, or of the root's, that ended with an error; it says what the program said last."""
+
+
+def run(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    """Run a program to its end; ToolFailed in one line."""
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        lines = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
+        raise ToolFailed(f"{' '.join(argv[:4])} failed ({done.returncode}): {' | '.join(lines[-_LINES:])}")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -59,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
                 add_npm_packages(root, names)
             if "chromium-for-playwright" in extras:
                 add_chromium_for_playwright(root)
-    except (OSError, subprocess.CalledProcessError, zipfile.BadZipFile) as error:
+    except (OSError, ToolFailed, zipfile.BadZipFile) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -86,7 +99,7 @@ def download(requirements: Sequence[str], target: Path, *, python: str | None) -
     argv = [*pip_command(), "download", "--quiet", "--only-binary=:all:", "--dest", str(target)]
     argv += [f"--platform={tag}" for tag in platforms]
     argv += ["--implementation=cp", f"--python-version={python}"] if python is not None else ["--no-deps"]
-    subprocess.run([*argv, *requirements], check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    run([*argv, *requirements])
 
 
 def add_node(root: Path, work: Path) -> None:
@@ -124,7 +137,7 @@ def add_python_packages(root: Path, names: Sequence[str], work: Path) -> None:
             "HOME": "/root",
             "PIP_ROOT_USER_ACTION": "ignore",
         }
-        subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr, env=environment)
+        run(argv, environment)
     finally:
         shutil.rmtree(inside)
 
@@ -136,9 +149,10 @@ def add_npm_packages(root: Path, names: Sequence[str]) -> None:
     """
     if shutil.which("npm") is None:
         raise FileNotFoundError("npm is not installed on this machine: install the package npm")
-    argv = ["npm", "install", "--global", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-    argv += ["--prefix", str(root / "usr/local"), *names]
-    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    # No links in bin: a program of that name may be pip's.
+    argv = ["npm", "install", "--global", "--ignore-scripts", "--no-bin-links", "--no-audit", "--no-fund"]
+    argv += ["--loglevel=error", "--prefix", str(root / "usr/local"), *names]
+    run(argv)
     if not (root / "node_modules").exists():
         (root / "node_modules").symlink_to("usr/local/lib/node_modules")
 

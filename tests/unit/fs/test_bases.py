@@ -190,3 +190,8 @@ def test_a_tree_that_mmdebstrap_made_is_told_from_others() -> None:
     tree.put(b"etc", folder())
     tree.put(bases._SETTINGS.encode(), Node("file", 0o644))
     assert bases.is_built_here(tree)
+
+
+def test_a_tool_that_fails_is_told_with_its_last_words() -> None:
+    with pytest.raises(extras.ToolFailed, match=r"sh -c .* failed \(3\): first \| last"):
+        extras.run(["sh", "-c", "echo first; echo last >&2; exit 3"])
