@@ -7,8 +7,9 @@
     images/building/           locks: one builder of a name at a time
     images/store/              contents and recipes (see `fs.store.store`)
 
-An image records how it was prepared, and with which programs of ours. When that is out of date, it is made anew on
-first use out of what the store holds.
+An image records how it was prepared, with which programs of ours and which authorities. When that is out of date, it
+is made anew on first use out of what the store holds. A base image records its recipe too, and is built anew by
+another one.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from common.ids import new_id
+from fs import authorities as ca
 from fs import bases, erofs, rootfs
 from fs.elsewhere import Elsewhere
 from fs.errors import ImageError, ImageInvalid, StoreFull, UnknownImage
@@ -61,12 +63,13 @@ class ImageStore:
         owner: Path | None = None,
         lazy: LazyMount | None = None,
         stores: tuple[str, ...] = (),
+        authorities: tuple[bytes, ...] = (),
     ) -> None:
         """`guest` gives the programs that an image holds, NAME-DIGEST each.
 
         limit_bytes bounds the store, limits each image. owner is a server's state directory: images that no person
         named (see `is_inner`) are its own, and go when it is gone. stores are URLs of stores elsewhere, whose images
-        can be used here; lazy serves them.
+        can be used here; lazy serves them. authorities are certificates (DER) that programs of every image accept.
         """
         self._own: Path | None = None
         if owner is not None:
@@ -83,6 +86,8 @@ class ImageStore:
         self.elsewhere = Elsewhere(self)
         self._lazy = lazy
         self._stores = stores
+        self._authorities = authorities
+        self._authorities_stamp = ca.stamp(authorities)
         (folder / "store").mkdir(parents=True, exist_ok=True)
         self.store = Store(folder / "store", Directory(folder / "store"), limit_bytes=limit_bytes, life=self.life)
 
@@ -133,7 +138,13 @@ class ImageStore:
     @property
     def stamp(self) -> str:
         """How images are prepared now."""
-        return ".".join([*(path.name for path in self._guest()), str(rootfs.REVISION)])
+        stamp = [*(path.name for path in self._guest()), str(rootfs.REVISION)]
+        return ".".join([*stamp, f"ca-{self._authorities_stamp}"] if self._authorities else stamp)
+
+    def _is_current(self, image: Image) -> bool:
+        """Say whether an image is as it would be made now."""
+        stamp, _, recipe = image.init.partition("+")
+        return stamp == self.stamp and (not recipe or recipe == _recipe(image.name))
 
     def tree(self, digest: str) -> Tree:
         """All that an image holds."""
@@ -168,7 +179,7 @@ class ImageStore:
     def ready(self, name: str) -> Image | None:
         """The image of that name if it can be used as it is."""
         image = self.named(name)
-        return image if image is not None and image.init == self.stamp and self.has_file(image.digest) else None
+        return image if image is not None and self._is_current(image) and self.has_file(image.digest) else None
 
     # ---- making
 
@@ -187,23 +198,29 @@ class ImageStore:
             if (image := self.ready(name)) is not None:  # somebody was quicker
                 return image
             image = self.named(name)
-            recipe = self.store.recipe(image.digest) if image is not None else None
-            if image is not None and recipe is not None and image.init == self.stamp:
+            stored = self.store.recipe(image.digest) if image is not None else None
+            if image is not None and stored is not None and self._is_current(image):
                 self.write_out(image)
                 return image
-            if image is not None and recipe is not None and image.origin is not None:
-                return self.elsewhere.renew(name, recipe, image)
+            if image is not None and stored is not None and image.origin is not None:
+                return self.elsewhere.renew(name, stored, image)
             with self.store.writer() as writer:
-                if recipe is not None:
-                    tree = erofs.read(recipe.layout)
-                elif name in bases.BASES:
-                    tree = Tree()
-                    bases.build(bases.BASES[name], tree, writer)
+                tree = erofs.read(stored.layout) if stored is not None else None
+                if tree is None or (image is not None and _is_outdated(image, tree)):
+                    image = self._build(name, writer)
                 else:
-                    raise UnknownImage(f"the contents of image {name!r} are missing", hint="import it again")
-                image = self._seal(name, tree, writer, image.config if image is not None else {})
+                    _, _, recipe = image.init.partition("+") if image is not None else ("", "", "")
+                    image = self._seal(name, tree, writer, image.config if image is not None else {}, recipe)
             self.write_out(image)
             return image
+
+    def _build(self, name: str, writer: Writer) -> Image:
+        """Build a base image from its recipe."""
+        if (base := bases.BASES.get(name)) is None:
+            raise UnknownImage(f"the contents of image {name!r} are missing", hint="import it again")
+        tree = Tree()
+        bases.build(base, tree, writer)
+        return self._seal(name, tree, writer, {"env": dict(base.env)}, bases.recipe(name))
 
     def import_path(self, name: str, source: Path, progress: Progress | None = None) -> Image:
         """Make an image of a root file system or an image in a file; ImageInvalid if it can't become one.
@@ -385,7 +402,7 @@ class ImageStore:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _seal(self, name: str, tree: Tree, writer: Writer, config: dict[str, Any]) -> Image:
+    def _seal(self, name: str, tree: Tree, writer: Writer, config: dict[str, Any], recipe: str = "") -> Image:
         older = self.named(name)
 
         def read(node: Node) -> bytes:
@@ -393,13 +410,13 @@ class ImageStore:
             return b"".join(writer.fetch(piece) for piece in node.pieces)
 
         self.prepare(tree, writer, read)
-        recipe = writer.commit(erofs.lay_out(tree))
+        committed = writer.commit(erofs.lay_out(tree))
         image = Image(
             older.id if older else new_id("img"),
             name,
-            recipe.digest,
-            self.stamp,
-            recipe.layout.size,
+            committed.digest,
+            f"{self.stamp}+{recipe}" if recipe else self.stamp,
+            committed.layout.size,
             time.time(),
             config,
         )
@@ -411,13 +428,23 @@ class ImageStore:
     def prepare(self, tree: Tree, writer: Writer, read: Callable[[Node], bytes]) -> None:
         """Give a tree what every image has."""
         programs = {path.name.partition("-")[0]: path.read_bytes() for path in self._guest()}
-        rootfs.prepare(tree, programs, writer, read)
+        rootfs.prepare(tree, programs, writer, read, self._authorities)
 
     def say(self, image: Image) -> None:
         """From now on its name means this."""
         partial = self.folder / "building" / f"{image.name}.json"
         partial.write_text(json.dumps(asdict(image)))
         os.replace(partial, self._manifest(image.name))
+
+
+def _recipe(name: str) -> str:
+    return bases.recipe(name) if name in bases.BASES else ""
+
+
+def _is_outdated(image: Image, tree: Tree) -> bool:
+    """Say whether an image is a base that another recipe built; one of the same name may be somebody's import."""
+    _, _, recipe = image.init.partition("+")
+    return image.name in bases.BASES and recipe != _recipe(image.name) and (bool(recipe) or bases.is_built_here(tree))
 
 
 def _manifests(paths: Iterable[Path]) -> Iterator[Image]:

@@ -24,8 +24,11 @@ def _mask(prefix: str) -> str:
 
 _LOOPBACK = {
     "Name": "lo",
-    "Addresses": [{"Address": "127.0.0.1", "PrefixLen": 8}],
-    "Routes": [{"Destination": {"IP": "127.0.0.0", "Mask": _mask("127.0.0.0/8")}}],
+    "Addresses": [{"Address": "127.0.0.1", "PrefixLen": 8}, {"Address": "::1", "PrefixLen": 128}],
+    "Routes": [
+        {"Destination": {"IP": "127.0.0.0", "Mask": _mask("127.0.0.0/8")}},
+        {"Destination": {"IP": "::1", "Mask": _mask("::1/128")}},
+    ],
 }
 _GSO_MAX: Final = 65536
 _QDISC_FIFO: Final = 1

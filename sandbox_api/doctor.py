@@ -28,6 +28,7 @@ from sandbox_api.host.leftovers import UNKNOWN, belongings, gone
 from sandbox_api.host.local_gpus import LocalGpus
 from sandbox_api.settings import Settings
 
+LOCAL_AUTHORITIES = Path("/usr/local/share/ca-certificates")
 OLDEST_KERNEL = (5, 15)
 _FREE_MB = 2048
 
@@ -189,6 +190,18 @@ async def _look_for_gpus(settings: Settings) -> str:
             gpus.close()
 
 
+def _authorities(settings: Settings) -> str:
+    count = len(settings.ca_bundle)
+    if count:
+        return f"sandboxes and builds accept {count} certificates of ISOBOX_CA_BUNDLE"
+    if own := sorted(LOCAL_AUTHORITIES.rglob("*.crt")):
+        return (
+            f"this machine accepts {len(own)} of its own ({', '.join(path.name for path in own)[:120]}), sandboxes do "
+            "not: where downloads pass a proxy, set ISOBOX_CA_BUNDLE=/etc/ssl/certs/ca-certificates.crt"
+        )
+    return "none but the distribution's"
+
+
 def _packages(_: Settings) -> str:
     hosts = len(from_urls(machine_indexes()).allow)
     return f"the preset `packages` allows {hosts} hosts" if hosts else "the preset `packages` allows none: no index set"
@@ -224,6 +237,7 @@ _CHECKS: dict[str, Callable[[Settings], str]] = {
     "copies": _copies,
     "network": _network,
     "packages": _packages,
+    "authorities": _authorities,
     "init": _init,
     "runsc": _runsc,
     "gpus": _gpus,

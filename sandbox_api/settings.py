@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from common.errors import IsoboxError
+from fs import authorities
 from fs.guarded import Access
 from netpolicy.errors import PolicyInvalid
 from netpolicy.floor import BLOCK
@@ -62,6 +63,7 @@ class Settings:
     gpu_look_s: float = 5.0
     stores: tuple[str, ...] = ()
     lazy_cache_mb: int = 20480
+    ca_bundle: tuple[bytes, ...] = ()
     network: bool = True
     egress_block: IPv4Network = BLOCK
     egress_dns: tuple[tuple[str, int], ...] | None = None
@@ -197,6 +199,10 @@ def _folder(text: str) -> Path:
     return path
 
 
+def _certificates(text: str) -> tuple[bytes, ...]:
+    return authorities.parse(_file(text).read_bytes())
+
+
 def _file(text: str) -> Path:
     path = Path(text).absolute()
     if not path.is_file():
@@ -239,6 +245,7 @@ _PARSERS: dict[str, Callable[[str], dict[str, object]]] = {
     "gpu_scrub": lambda text: {"gpu_scrub": _flag(text)},
     "gpu_look_s": lambda text: {"gpu_look_s": _seconds(text)},
     "bucket_spool_mb": lambda text: {"bucket_spool_mb": _positive(text)},
+    "ca_bundle": lambda text: {"ca_bundle": _certificates(text)},
     "network": lambda text: {"network": _flag(text)},
     "egress_block": lambda text: {"egress_block": _block(text)},
     "egress_dns": lambda text: {"egress_dns": _resolvers(text)},

@@ -22,5 +22,6 @@ __all__ = ["Check", "Progress", "Settings", "checks", "image_store", "serve", "s
 
 def image_store() -> ImageStore:
     """This machine's images."""
-    cache = Settings.from_environment().cache
-    return ImageStore(cache / "images", guest=lambda: build.guest(cache))
+    settings = Settings.from_environment()
+    cache = settings.cache
+    return ImageStore(cache / "images", guest=lambda: build.guest(cache), authorities=settings.ca_bundle)

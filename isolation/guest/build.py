@@ -45,7 +45,11 @@ class Program:
             )
 
 
-INIT: Final = Program("init", ("init.c", "memory.c", "namespaces.c", "spawn.c", "users.c"), ("wire.h", "init.h"))
+INIT: Final = Program(
+    "init",
+    ("init.c", "memory.c", "names.c", "namespaces.c", "spawn.c", "users.c"),
+    ("wire.h", "init.h", "names.h"),
+)
 """PID 1, which every image holds."""
 
 FILES: Final = Program("files", ("files.c", "hold.c", "place.c", "tar.c", "watch.c"), ("tar.h",))
@@ -54,7 +58,7 @@ FILES: Final = Program("files", ("files.c", "hold.c", "place.c", "tar.c", "watch
 RESEED: Final = Program("reseed", ("reseed.c",), flags=_ADD_ON)
 """An add-on by which Node's generator of random numbers is seeded anew; every image holds it."""
 
-LAYER: Final = Program("layer", ("layer.c", "place.c", "tar.c"), ("tar.h",))
+LAYER: Final = Program("layer", ("layer.c", "names.c", "place.c", "tar.c"), ("tar.h", "names.h"))
 """Saves and applies image layers; the host brings it along."""
 
 MOUNT: Final = Program("mount", ("mount.c", "place.c"), ("tar.h",))

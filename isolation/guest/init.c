@@ -11,8 +11,10 @@
  * and hears the rest once and in order.
  */
 #include "init.h"
+#include "names.h"
 
 #define CAP_LAST 40
+#define PAGE 4096u
 enum tell { TELL_STARTED = 1, TELL_STDIN = 2, TELL_EXIT = 4 };
 enum kind { FROM_HOST, TO_HOST, CHILDREN, INPUT, OUTPUT };
 
@@ -808,6 +810,27 @@ static void tell_generation(const char *id)
 	close(fd);
 }
 
+/* Have pages of our own instead of the file's.  After a restore the file's are unmapped, and systrap
+ * (before gVisor 03a28d158) takes an instruction that reaches over into such a page for a write
+ * there: SIGSEGV. */
+static int own_text(struct dl_phdr_info *info, size_t size, void *unused)
+{
+	(void)size, (void)unused;
+	for (int i = 0; i < info->dlpi_phnum; i++) {
+		const ElfW(Phdr) *part = &info->dlpi_phdr[i];
+		if (part->p_type != PT_LOAD || !(part->p_flags & PF_X))
+			continue;
+		uintptr_t start = info->dlpi_addr + part->p_vaddr, end = start + part->p_memsz;
+		start &= ~(uintptr_t)(PAGE - 1);
+		if (mprotect((void *)start, end - start, PROT_READ | PROT_WRITE | PROT_EXEC) < 0)
+			continue;
+		for (uintptr_t page = start; page < end; page += PAGE)
+			*(volatile uint8_t *)page = *(volatile uint8_t *)page;
+		mprotect((void *)start, end - start, PROT_READ | PROT_EXEC);
+	}
+	return 1; /* the first is the program itself */
+}
+
 /* Caught, not ignored: an exec resets it. */
 static void on_sigpipe(int number) { (void)number; }
 
@@ -815,17 +838,26 @@ int main(int argc, char **argv)
 {
 	struct epoll_event events[64];
 	sigset_t chld;
-	if (argc > 1 && strcmp(argv[0], "isobox-hostname") == 0)
-		return tell_generation(argv[1]), sethostname(argv[1], strlen(argv[1])) != 0;
-	char id[HOST_NAME_MAX + 1] = "";
+	char name[HOST_NAME_MAX + 1] = "";
+	if (argc > 1 && strcmp(argv[0], "isobox-hostname") == 0) {
+		tell_generation(argv[1]);
+		if (sethostname(argv[1], strlen(argv[1])) < 0)
+			return 1;
+		write_own_name(argv[1]);
+		return 0;
+	}
 	signal(SIGPIPE, on_sigpipe);
 	umask(022);
 	if (getpid() == 1 && !(argc > 1 && strcmp(argv[1], "namespaces") == 0) && refuse_namespaces() < 0)
 		return 1;
-	if (getpid() == 1 && gethostname(id, sizeof id - 1) == 0)
-		tell_generation(id);
 	for (int cap = 0; getpid() == 1 && cap <= CAP_LAST; cap++)
 		prctl(PR_CAPBSET_DROP, cap, 0, 0, 0); /* see spec.py */
+	if (getpid() == 1)
+		dl_iterate_phdr(own_text, NULL);
+	if (getpid() == 1 && gethostname(name, sizeof name - 1) == 0) {
+		tell_generation(name);
+		write_own_name(name);
+	}
 	sigemptyset(&chld);
 	sigaddset(&chld, SIGCHLD);
 	sigprocmask(SIG_BLOCK, &chld, NULL);

@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <limits.h>
+#include <link.h>
 #include <linux/capability.h>
 #include <signal.h>
 #include <stddef.h>

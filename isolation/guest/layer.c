@@ -5,13 +5,15 @@
  *
  * save   the base image's names on stdin, the layer on stdout.  Changed is what has a ctime after SINCE (seconds since
  *        the epoch, when the image was made): nobody can set that.  A folder that holds something changed was copied
- *        into the upper layer and so is changed itself: others are not entered.  Mounts and /.isobox are left out.
+ *        into the upper layer and so is changed itself: others are not entered.  Mounts and /.isobox are left out,
+ *        and so is /etc/hosts while the sandbox's own name is all that is new there.
  *        Names: "./FOLDER/" and then each name in it, all NUL-terminated.
- * apply  a layer on stdin.
+ * apply  a layer on stdin; the host table gets this sandbox's name instead of the other's.
  *
  * A program of its own that the host brings along: no image holds it.  Folders follow what they hold, so that their
  * times and modes are set last.  What fails is told on stderr.
  */
+#include "names.h"
 #include "tar.h"
 
 struct link {
@@ -57,22 +59,25 @@ static void read_names(void)
 	qsort(folders, nfolders, sizeof *folders, by_name);
 }
 
-/* What the base has in this folder (named as in the list) and is gone. */
-static void put_whiteouts(int dir, const char *folder)
+/* What the base has in this folder (named as in the list) and is gone: how many. */
+static int put_whiteouts(int dir, const char *folder)
 {
+	int count = 0;
 	static const struct stat nothing = {.st_mode = 0};
 	char name[PATH_MAX];
 	struct stat st;
 	char **found = bsearch(&folder, folders, nfolders, sizeof *folders, by_name);
 	if (!found)
-		return;
+		return 0;
 	for (char *at = *found + strlen(*found) + 1; at < names + names_size && !strchr(at, '/'); at += strlen(at) + 1) {
 		if (fstatat(dir, at, &st, AT_SYMLINK_NOFOLLOW) == 0 || errno != ENOENT)
 			continue;
 		if (snprintf(name, sizeof name, "%s.wh.%s", folder + 2, at) >= (int)sizeof name)
 			errno = ENAMETOOLONG, die(folder);
 		put_entry(name, "", '0', 0, &nothing);
+		count++;
 	}
+	return count;
 }
 
 static const char *linked(const struct stat *st, const char *path)
@@ -85,31 +90,38 @@ static const char *linked(const struct stat *st, const char *path)
 	return NULL;
 }
 
-static void save_file(int dir, const char *name, const char *path)
+/* Whether a member was written. */
+static int save_file(int dir, const char *name, const char *path)
 {
 	struct stat st;
 	const char *first;
 	int fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
 	if (fd < 0 && errno == ENOENT) /* it has just gone */
-		return;
+		return 0;
 	if (fd < 0 || fstat(fd, &st) < 0)
 		die(path);
-	if (!S_ISREG(st.st_mode)) {
+	if (!S_ISREG(st.st_mode) || (strcmp(path, &HOSTS_PATH[1]) == 0 && is_plain_hosts(fd))) {
 		close(fd);
-		return;
+		return 0;
 	}
-	if (st.st_nlink > 1 && (first = linked(&st, path))) {
+	if (st.st_nlink > 1 && (first = linked(&st, path)))
 		put_entry(path, first, '1', 0, &st);
-		close(fd);
-		return;
-	}
-	put_file(fd, path, &st);
+	else
+		put_file(fd, path, &st);
 	close(fd);
+	return 1;
 }
 
-/* folder is "./" or "./some/folder/". */
-static void save_folder(int fd, const char *folder)
+/* The folder of the host table is changed by PID 1: by itself that is no change of the guest's. */
+static int is_plain_etc(const char *path, const struct stat *st)
 {
+	return strcmp(path, "./etc/") == 0 && st->st_uid == 0 && st->st_gid == 0 && (st->st_mode & 07777) == 0755;
+}
+
+/* folder is "./" or "./some/folder/"; returns how many members were written. */
+static int save_folder(int fd, const char *folder)
+{
+	int count;
 	char path[PATH_MAX], target[PATH_MAX];
 	struct dirent *d;
 	struct stat st;
@@ -117,7 +129,7 @@ static void save_folder(int fd, const char *folder)
 	DIR *dir = fdopendir(fd);
 	if (!dir)
 		die(folder);
-	put_whiteouts(fd, folder);
+	count = put_whiteouts(fd, folder);
 	while ((errno = 0, d = readdir(dir))) {
 		const char *name = d->d_name;
 		if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0 || fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
@@ -133,22 +145,29 @@ static void save_folder(int fd, const char *folder)
 			if (below < 0)
 				die(path);
 			strcat(path, "/");
-			save_folder(below, path);
+			int inside = save_folder(below, path);
+			count += inside;
+			if (!inside && is_plain_etc(path, &st))
+				continue;
 			put_entry(path + 2, "", '5', 0, &st);
+			count++;
 		} else if (S_ISREG(st.st_mode)) {
-			save_file(fd, name, path + 2);
+			count += save_file(fd, name, path + 2);
 		} else if (S_ISLNK(st.st_mode)) {
 			if ((n = readlinkat(fd, name, target, sizeof target - 1)) < 0)
 				die(path);
 			target[n] = 0;
 			put_entry(path + 2, target, '2', 0, &st);
+			count++;
 		} else if (S_ISFIFO(st.st_mode)) {
 			put_entry(path + 2, "", '6', 0, &st);
+			count++;
 		}
 	}
 	if (errno)
 		die(folder);
 	closedir(dir);
+	return count;
 }
 
 static int save(const char *moment)
@@ -171,6 +190,7 @@ static int apply(void)
 {
 	static struct entry e;
 	int root = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	char name[HOST_NAME_MAX + 1] = "";
 	umask(0);
 	if (root < 0)
 		die("/");
@@ -187,6 +207,8 @@ static int apply(void)
 		}
 		apply_entry(root, &e, 1);
 	}
+	if (gethostname(name, sizeof name - 1) == 0)
+		write_own_name(name);
 	return 0;
 }
 

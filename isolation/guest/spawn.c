@@ -94,11 +94,14 @@ static void free_list(char **list, size_t from)
 	free(list);
 }
 
-/* The request's environment and what it leaves open: HOME, USER, LOGNAME and PATH. */
+/* The request's environment and what it leaves open: HOME, USER, LOGNAME and PATH.  Whoever may
+ * not write to /usr has programs of their own in ~/.local/bin: pip and npm put them there. */
 static char **environment(const struct request *req, const struct identity *who)
 {
+	char path[sizeof who->home + sizeof "/.local/bin:" DEFAULT_PATH];
 	const char *names[] = {"HOME", "USER", "LOGNAME", "PATH"};
-	const char *values[] = {who->home, who->name, who->name, DEFAULT_PATH};
+	const char *values[] = {who->home, who->name, who->name, who->uid ? path : DEFAULT_PATH};
+	snprintf(path, sizeof path, "%s/.local/bin:%s", who->home, DEFAULT_PATH);
 	size_t n = req->head.envc;
 	char **env = calloc(n + 5, sizeof *env);
 	if (!env)

@@ -149,6 +149,7 @@ class LocalHost:
             owner=settings.state,
             lazy=self._lazy,
             stores=settings.stores,
+            authorities=settings.ca_bundle,
         )
         self.files = LocalFiles(self._fleet.get, allow_root=settings.allow_root)
         self.system_files = LocalFiles(self._fleet.get, allow_root=True, no_links=True)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from fs import authorities
 from isolation.execlog import Event, EventType, LogReader
 from isolation.files import FileFailed
 from netpolicy import presets
@@ -25,19 +26,6 @@ from sandbox_api.settings import Settings
 from sandbox_api.store.records import ExecRecord, SandboxRecord
 
 Asked = str | Mapping[str, Any] | None
-_BUNDLES: Final = (
-    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Alpine
-    "/etc/pki/tls/certs/ca-bundle.crt",  # RHEL
-    "/etc/ssl/ca-bundle.pem",  # SUSE
-)
-_BUNDLE_VARIABLES: Final = (
-    "SSL_CERT_FILE",
-    "REQUESTS_CA_BUNDLE",
-    "CURL_CA_BUNDLE",
-    "NODE_EXTRA_CA_CERTS",
-    "GIT_SSL_CAINFO",
-    "PIP_CERT",
-)
 _BUNDLE_MAX: Final = 4 << 20
 _EVENTS_EACH_MAX: Final = 200
 _REPEATED_S: Final = 1.0
@@ -160,8 +148,9 @@ class EgressService:
         if authority is None:
             return
         certificate = authority.certificate.encode()
-        found = {path: text for path in _BUNDLES if (text := await self._bundle(record.id, path)) is not None}
-        found.setdefault(_BUNDLES[0], next(iter(found.values()), b""))
+        bundles = authorities.BUNDLES
+        found = {path: text for path in bundles if (text := await self._bundle(record.id, path)) is not None}
+        found.setdefault(authorities.BUNDLE, next(iter(found.values()), b""))
         for path, text in found.items():
             if certificate not in text:
                 whole = text.rstrip() + b"\n" + certificate
@@ -178,11 +167,14 @@ class EgressService:
         return bytes(found)
 
     @staticmethod
-    def environment(record: SandboxRecord) -> dict[str, str]:
-        """What stands in the environment of its programs: placeholders, and where certificates are found."""
-        if not (record.network or {}).get("inject"):
-            return {}
-        return dict.fromkeys(_BUNDLE_VARIABLES, _BUNDLES[0]) | record.placeholders
+    def environment(record: SandboxRecord, *, has_authorities: bool) -> dict[str, str]:
+        """Return the variables for its programs: placeholders, and where certificates are found.
+
+        has_authorities: the machine's own lie in every image (ISOBOX_CA_BUNDLE).
+        """
+        injects = bool((record.network or {}).get("inject"))
+        variables = dict.fromkeys(authorities.VARIABLES, authorities.BUNDLE) if injects or has_authorities else {}
+        return variables | record.placeholders if injects else variables
 
     # ---- the audit
 

@@ -110,10 +110,10 @@ class ExecService:
         payload = json.dumps(said).encode()
         self._host.execs.append(record.sandbox_id, record.id, EventType.STARTED, payload)
 
-    @staticmethod
-    def environment(sandbox: SandboxRecord) -> dict[str, str]:
+    def environment(self, sandbox: SandboxRecord) -> dict[str, str]:
         """What stands in the environment of all that is started in a sandbox."""
-        return EgressService.environment(sandbox) | environment(sandbox) | sandbox.env
+        egress = EgressService.environment(sandbox, has_authorities=bool(self._settings.ca_bundle))
+        return egress | environment(sandbox) | sandbox.env
 
     def _spec(self, sandbox: SandboxRecord, request: ExecRequest, record: ExecRecord) -> ExecSpec:
         user = request.user or sandbox.user

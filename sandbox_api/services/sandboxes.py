@@ -10,6 +10,7 @@ import structlog
 from common.errors import IsoboxError
 from common.ids import new_id
 from common.tasks import TaskOwner
+from fs.conveniences import with_user_programs
 from isolation.errors import ChannelLost, SandboxGone
 from isolation.execlog import Event, Gap
 from sandbox_api.host.interface import BARE, Device, Egress, Equipment, Host, ImageFacts, KnownEgress
@@ -111,7 +112,7 @@ class SandboxService:
             user=request.user,
             name=request.name,
             labels=request.labels,
-            env=image.config.get("env", {}) | request.env,
+            env=_image_env(image) | request.env,
             workdir=request.workdir or image.config.get("workdir"),
             command=request.command,
             idle_timeout_s=request.idle_timeout_s,
@@ -475,3 +476,9 @@ def describe(record: SandboxRecord) -> Sandbox:
         main=record.main,
         termination=Termination(**record.termination) if record.termination else None,
     )
+
+
+def _image_env(image: ImageFacts) -> dict[str, str]:
+    """Return an image's variables; its PATH, if it has one, finds what the default user installs too."""
+    env: dict[str, str] = dict(image.config.get("env", {}))
+    return env | {"PATH": with_user_programs(env["PATH"])} if "PATH" in env else env

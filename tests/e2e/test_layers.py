@@ -107,6 +107,23 @@ def test_it_is_an_image_layer_that_tar_reads(server: Server, changed: str) -> No
         assert content.read().decode().split()[0] == hashlib.sha256(data.read()).hexdigest()
 
 
+def test_a_sandboxs_own_name_is_no_change_of_its_files(server: Server) -> None:
+    with Sandbox.create(url=server.url, api_key=server.key) as sandbox:
+        shell(sandbox, "echo new > /srv/file")
+        layers = [sandbox.snapshot(kind="filesystem")]
+        shell(sandbox, "echo 192.0.2.1 elsewhere >> /etc/hosts")
+        layers.append(sandbox.snapshot(kind="filesystem"))
+    names = []
+    for layer in layers:
+        with tarfile.open(server.state / "snapshots" / layer.id / "layer.tar") as archive:
+            names.append(set(archive.getnames()))
+    assert names == [{"srv/file", "srv"}, {"srv/file", "srv", "etc/hosts", "etc"}]
+    with Sandbox.create(snapshot=layers[1].id, url=server.url, api_key=server.key) as sandbox:
+        assert shell(sandbox, "getent hosts $(hostname)").split() == ["127.0.0.1", sandbox.id]
+        assert shell(sandbox, "getent hosts elsewhere").split() == ["192.0.2.1", "elsewhere"]
+        assert shell(sandbox, "grep -c isobox /etc/hosts") == "1\n"
+
+
 def test_what_does_not_fit_is_refused_with_a_hint(server: Server, http: httpx.Client, changed: str) -> None:
     with Sandbox.create(url=server.url, api_key=server.key) as sandbox:
         shell(sandbox, "truncate -s 100G /root/sparse")

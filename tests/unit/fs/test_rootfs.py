@@ -1,29 +1,19 @@
 import io
 import random
+import re
 import tarfile
 from pathlib import Path
 
 import pytest
 from archives import archive, info
+from memory import Memory
 
 from fs import rootfs
 from fs.errors import ImageInvalid, StoreFull, UnknownImage
 from fs.images import ImageStore
 from fs.store.store import Writer
-from fs.tree import Limits, Node, Piece, Tree
-
-
-class Memory:
-    def __init__(self) -> None:
-        self.kept: dict[bytes, bytes] = {}
-
-    def add(self, contents: io.BytesIO) -> tuple[Piece, ...]:
-        data = contents.read()
-        self.kept[data[:32]] = data
-        return (Piece(data[:32], len(data)),)
-
-    def read(self, node: Node) -> bytes:
-        return b"".join(self.kept[piece.digest] for piece in node.pieces)
+from fs.tree import Limits, Node, Tree
+from isolation.guest import build
 
 
 @pytest.fixture
@@ -50,6 +40,14 @@ def test_a_tree_gets_its_init_its_user_and_its_mount_points() -> None:
     assert home is not None
     assert (home.kind, home.uid) == ("dir", 1000)
     assert tree.root.children[b"proc"].kind == "dir"
+
+
+def test_hosts_are_those_that_pid_1_takes_for_the_images_own() -> None:
+    header = (build.FOLDER / "names.h").read_text()
+    in_c = re.search(r'#define HOSTS "(.*)"', header)
+    assert in_c is not None
+    assert in_c[1].encode().decode("unicode_escape") == rootfs.HOSTS
+    assert [line.split()[0] for line in rootfs.HOSTS.splitlines() if "localhost" in line.split()] == ["127.0.0.1"]
 
 
 @pytest.mark.parametrize("name", ["etc", ".isobox", "home", "proc", "home/user"])

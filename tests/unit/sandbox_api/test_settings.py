@@ -20,6 +20,8 @@ from sandbox_api.settings import Settings, SettingsError
         ("EGRESS_DENY", "{", ""),
         ("EGRESS_PRESETS", "/nowhere", "no such file"),
         ("EGRESS_TRUST", "/nowhere", "no such file"),
+        ("CA_BUNDLE", "/nowhere", "no such file"),
+        ("CA_BUNDLE", "/etc/hostname", "certificates in PEM"),
         ("NETWORK", "perhaps", "0 or 1"),
     ],
 )
