@@ -3,7 +3,10 @@
 import threading
 from collections.abc import Callable
 
+from common.text import clean_text
 from fs.errors import ImageError
+
+_LINE_MAX = 4096
 
 
 class Interrupted(ImageError):
@@ -21,7 +24,7 @@ class Progress:
         """Tell a line."""
         self.check()
         if self._on_line is not None:
-            self._on_line(line)
+            self._on_line(clean_text(line, _LINE_MAX))
 
     def stop(self) -> None:
         """The work is not wanted any more."""

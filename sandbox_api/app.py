@@ -214,7 +214,7 @@ def make_app(settings: Settings, store: Store) -> FastAPI:
 
 def _document(request: Request, problem: Problem) -> Response:
     body = problem.document(str(request.state.request_id))
-    return JSONResponse(body, problem.status, media_type="application/problem+json")
+    return JSONResponse(body, problem.status, problem.headers, media_type="application/problem+json")
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

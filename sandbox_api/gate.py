@@ -27,7 +27,8 @@ _log = structlog.get_logger(__name__)
 _OPEN: Final = frozenset({"/healthz", "/readyz", "/openapi.json"})
 _RAW: Final = re.compile(
     r"^/v1/(?:sandboxes/[^/]+/(?:files|files/archive|execs/[^/]+/stdin|ports/.*)"
-    r"|(?:functions/[^/]+|apps/[^/]+)/web(?:/.*)?|uploads/[^/]+|volumes/[^/]+/archive)$"
+    r"|(?:functions/[^/]+|apps/[^/]+)/web(?:/.*)?|uploads/[^/]+|volumes/[^/]+/archive)\Z",
+    re.DOTALL,  # a path may hold line breaks
 )
 _KEPT_MAX: Final = 1 << 20
 
@@ -91,7 +92,7 @@ class Gate:
             body = await read_json(receive, headers.get(b"content-length"))
             receive = replay(body, receive)
         key = headers.get(b"idempotency-key", b"").decode("latin-1")
-        if scope["method"] != "POST" or not key or raw:
+        if scope["method"] != "POST" or not key or raw or "tenant" not in scope["state"]:  # an open path keeps nothing
             await self._app(scope, receive, send)
             return
         if len(key) > 255:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
+from common.text import clean_json
 from fs.errors import ImageInvalid
 
 _DOCUMENT_MAX: Final = 8 << 20
@@ -144,7 +145,7 @@ def _document(members: Members, name: str, digest: str | None = None) -> Any:
     if digest is not None and f"sha256:{hashlib.sha256(raw).hexdigest()}" != digest:
         raise ImageInvalid(f"{name} is not what its digest says", hint="the archive is damaged")
     try:
-        return json.loads(raw)
+        return clean_json(json.loads(raw))
     except (ValueError, RecursionError) as error:
         raise ImageInvalid(f"{name} is no JSON", hint="the archive is damaged") from error
 
@@ -156,7 +157,7 @@ def _docker(members: Members, raw: Any) -> Saved:
         config = _document(members, str(raw[0]["Config"]))
         names = [str(name) for name in raw[0]["Layers"]]
         return Saved(dict(config), tuple(Layer(name[:80], members, name, None) for name in names))
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise ImageInvalid("manifest.json does not say where the layers are") from error
 
 
@@ -174,7 +175,7 @@ def _layout(members: Members) -> Saved:
         config = _document(members, *_blob(manifest["config"]))
         blobs = [_blob(each) for each in manifest["layers"]]
         return Saved(dict(config), tuple(Layer(digest[:19], members, name, digest) for name, digest in blobs))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ImageInvalid("the layout does not say where the layers are", hint="it is damaged") from error
 
 

@@ -19,6 +19,7 @@ from urllib.parse import urlencode, urljoin
 
 import httpx
 
+from common.text import clean_json
 from fs.errors import ImageError, ImageInvalid, StoreUnreachable, UnknownImage
 from fs.guarded import Access, Guarded
 from fs.oci.reference import Reference
@@ -37,6 +38,7 @@ _FIRST_PAUSE_S: Final = 0.2
 _PIECE: Final = 1 << 20
 _CHALLENGE: Final = re.compile(r'(\w+)="([^"]*)"')
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_TOKEN: Final = re.compile(r"[\x21-\x7e]{0,65536}")
 _TRY_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _OK: Final = 200
 
@@ -54,7 +56,7 @@ class Blob:
         """From a descriptor; ImageInvalid for anything else."""
         try:
             found = cls(str(raw["digest"]), int(raw["size"]), str(raw.get("mediaType", "")))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise ImageInvalid("the manifest names a blob without digest and size") from error
         if not _DIGEST.fullmatch(found.digest) or found.size < 0:
             raise ImageInvalid(f"the manifest names a blob {found.digest[:80]!r}", hint="only sha256 digests are read")
@@ -136,7 +138,7 @@ class Registry(AbstractContextManager["Registry"]):
                     hint="see its user and password",
                 )
             token = _json(_bounded(given, _DOCUMENT_MAX))
-        self._authorization = f"Bearer {token.get('token') or token.get('access_token') or ''}"
+        self._authorization = f"Bearer {_header_text(token.get('token') or token.get('access_token') or '')}"
         return True
 
     # ---- pulling
@@ -219,7 +221,7 @@ class Registry(AbstractContextManager["Registry"]):
                 return
         with self._request("POST", f"{self._base}blobs/uploads/") as answer:
             self._check(answer)
-            place = urljoin(str(self._base), answer.headers.get("location", ""))
+            place = _joined(self._base, answer.headers.get("location", ""))
         mark = "&" if "?" in place else "?"
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(source.stat().st_size)}
         with source.open("rb") as file:
@@ -269,9 +271,22 @@ def _bounded(answer: httpx.Response, most: int) -> bytes:
     return bytes(found)
 
 
+def _joined(base: str, location: str) -> str:
+    try:
+        return urljoin(base, location)
+    except ValueError as error:
+        raise ImageInvalid(f"the registry sends to {location[:200]!r}, which is no address") from error
+
+
+def _header_text(token: Any) -> str:
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise ImageInvalid("the registry gives a token that no header can hold")
+    return token
+
+
 def _json(body: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(body)
+        found = clean_json(json.loads(body))
     except (ValueError, RecursionError) as error:
         raise ImageInvalid("the registry's answer is no JSON") from error
     if not isinstance(found, dict):
@@ -283,11 +298,14 @@ def _for_this_machine(index: dict[str, Any], name: str) -> str:
     """Out of an index, the digest of the manifest for Linux on x86-64."""
     kinds = []
     for each in index["manifests"] if isinstance(index["manifests"], list) else []:
-        platform = each.get("platform") or {} if isinstance(each, dict) else {}
-        kinds.append(f"{platform.get('os')}/{platform.get('architecture')}")
+        platform = each.get("platform") if isinstance(each, dict) else None
+        platform = platform if isinstance(platform, dict) else {}
+        kinds.append(f"{str(platform.get('os'))[:40]}/{str(platform.get('architecture'))[:40]}")
         if kinds[-1] == "linux/amd64":
             return Blob.of(each).digest
-    raise ImageInvalid(f"{name} is not made for linux/amd64", hint=f"it is made for: {', '.join(kinds) or 'nothing'}")
+    raise ImageInvalid(
+        f"{name} is not made for linux/amd64", hint=f"it is made for: {', '.join(kinds[:40]) or 'nothing'}"
+    )
 
 
 def layers_of(manifest: dict[str, Any]) -> Iterator[Blob]:
