@@ -60,6 +60,10 @@ class Gate:
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
             elif message["type"] == "websocket.accept":
                 begun = True
+            elif message["type"] == "websocket.close" and not begun:  # no route takes it
+                raise Problem(
+                    404, "path_not_found", "no such path", hint="see docs/api.md for the websockets there are"
+                )
             await send(message)
 
         try:

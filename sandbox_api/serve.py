@@ -1,5 +1,6 @@
 """The server's process: lock, listen, serve, drain."""
 
+import logging
 import os
 import resource
 import socket
@@ -72,9 +73,15 @@ def raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    """False for what uvicorn says of each websocket that is refused with a problem document: it was answered."""
+    return "returned without completing handshake" not in record.getMessage()
+
+
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; what runs goes on for the next server. IsoboxError if it cannot."""
     logs.configure()
+    logging.getLogger("uvicorn.error").addFilter(_is_worth_telling)
     raise_file_limit()
     if os.geteuid() != 0:
         raise IsoboxError("isobox serve needs root: it makes control groups and mounts", hint="run it with sudo")
@@ -95,6 +102,7 @@ def serve(settings: Settings) -> None:
             server_header=False,
             access_log=False,
             log_level="warning",
+            log_config=None,  # our own, see common/logs.py
             timeout_graceful_shutdown=_DRAIN_S,
             lifespan="on",
         )

@@ -43,7 +43,7 @@ def relocated(location: bytes, *, port: int, prefix: bytes, host: bytes, path: b
 
 
 def _origin(authority: bytes) -> tuple[str, int] | None:
-    """Host and port (0 for the usual one of either scheme); None unless written in the one way that all clients read."""
+    """Host and port (0 for a scheme's usual one); None unless written in the one way that all clients read."""
     text = authority.rpartition(b"@")[2].lower().decode("latin-1")
     host, colon, digits = text.rpartition(":") if not text.endswith("]") else (text, "", "")
     if not colon and not text.endswith("]"):

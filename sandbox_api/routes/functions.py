@@ -56,6 +56,7 @@ async def get(use: Use, tenant: Tenant, function_id: FunctionId) -> Function:
 @router.delete("/v1/functions/{function_id}", status_code=204, responses=problems())
 async def retire(use: Use, tenant: Tenant, function_id: FunctionId) -> None:
     """Keep no containers of it ready any more, unless an app that is deployed or runs has it; calls go on."""
+    await use.functions.get(tenant, function_id)  # 404 to a stranger, whoever uses it
     if not use.runs.is_used(tenant, function_id):
         await use.functions.retire(tenant, function_id)
 

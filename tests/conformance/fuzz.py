@@ -1,13 +1,14 @@
 """Asks a server odd things and says what it did wrong. Run by hand for more seeds: python tests/conformance/fuzz.py FIRST COUNT [EACH]."""
 
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "e2e"), str(Path(__file__).parents[2])]
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import httpx
 from odd_requests import Generator, Operation, Request, operations
@@ -82,22 +83,12 @@ def faults(
     for operation in ordered:
         for number in range(each + 1):
             request = makes.valid(operation) if number == 0 and not ends_something(operation) else makes.odd(operation)
-            began = time.monotonic()
             try:
                 answer = send(http, request)
             except httpx.HTTPError as error:
-                yield request, repr(error), "no answer"
+                if operation not in NOT_DOCUMENTED:  # a program inside may break its answer off
+                    yield request, repr(error), "no answer"
                 continue
-            if (took := time.monotonic() - began) > 1:
-                print(
-                    "SLOW",
-                    took,
-                    operation.id,
-                    request.target,
-                    request.content and request.content[:200],
-                    answer.status_code,
-                    file=sys.stderr,
-                )
             if (why := fault(operation, answer)) is not None:
                 yield request, answer, why
 

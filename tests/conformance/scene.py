@@ -107,7 +107,8 @@ def _known(
     ids: dict[str, str], *, running: str, run: str, volume_snapshot: str, archive: bytes
 ) -> dict[str, list[Any]]:
     return {name: [value] for name, value in ids.items()} | {
-        "exec_id": [ids["exec_id"], running, run],
+        "path exec_id": [ids["exec_id"], running, run],
+        "exec_id": [ids["exec_id"], "exe" + "e" * 26],
         "uuid": ["GPU-0"],
         "seq": [0, 1],
         "port": [8000, 8001],
