@@ -75,8 +75,9 @@ class Gate:
             else:
                 await self._app(scope, receive, noting)
         except IsoboxError as error:
-            if begun:
-                raise
+            if begun:  # the connection is closed in the middle of the answer, which tells the client
+                _log.warning("an answer broke off", path=scope["path"], request_id=request_id, error=error.detail)
+                return
             await _refuse(scope, noting, from_error(error), request_id)
         except ClientDisconnect:
             return  # in the middle of its own request: nobody is there to be told

@@ -74,8 +74,11 @@ def raise_file_limit() -> None:
 
 
 def _is_worth_telling(record: logging.LogRecord) -> bool:
-    """False for what uvicorn says of each websocket that is refused with a problem document: it was answered."""
-    return "returned without completing handshake" not in record.getMessage()
+    """False for what uvicorn says of a websocket that is refused with a document, and of an answer that breaks off.
+
+    The first was answered, the second is told by the gate, with its reason.
+    """
+    return "returned without completing" not in record.getMessage()
 
 
 def serve(settings: Settings) -> None:

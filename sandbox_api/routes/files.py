@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import errno
 import os
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -11,7 +12,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response, WebSoc
 from fastapi.responses import StreamingResponse
 from starlette.requests import HTTPConnection
 
-from isolation.files import Entry
+from isolation.files import Entry, FileFailed
 from sandbox_api.archives import MEDIA_TYPES, Format, packed, unpacked
 from sandbox_api.edits import EditMismatch, Replace, apply
 from sandbox_api.models.common import UserName
@@ -282,7 +283,13 @@ async def write_archive(
     With owners, members belong to whom the archive says; that is for root alone.
     """
     who = await _user(use, tenant, sandbox_id, user)
-    entry = await use.host.files.unpack(sandbox_id, path, owners, unpacked(request.stream()), who)
+    try:
+        entry = await use.host.files.unpack(sandbox_id, path, owners, unpacked(request.stream()), who)
+    except FileFailed as error:
+        if error.errno == errno.EINVAL:  # a header of no archive, as guest/tar.c tells it
+            hint = "send a tar, tar.gz or tar.zst archive"
+            raise Problem(400, "archive_invalid", "a member of the archive has no valid header", hint=hint) from error
+        raise
     return FileInfo.of(entry, path)
 
 

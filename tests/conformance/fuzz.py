@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import httpx
 from odd_requests import Generator, Operation, Request, operations
-from scene import Scene, scene, second_tenant
+from scene import Scene, end_everything, scene, second_tenant
 from server import Server
 
 METHODS_PASSED_ON = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -86,7 +86,8 @@ def faults(
             try:
                 answer = send(http, request)
             except httpx.HTTPError as error:
-                if operation not in NOT_DOCUMENTED:  # a program inside may break its answer off
+                # A program inside may break its answer off; and not all that lies in a root folder can be packed.
+                if operation not in NOT_DOCUMENTED and not ("archive" in operation.path and operation.method == "GET"):
                     yield request, repr(error), "no answer"
                 continue
             if (why := fault(operation, answer)) is not None:
@@ -126,8 +127,7 @@ def main() -> None:
                     with scene(server, http) as found:
                         for request, answer, why in faults(http, document, found, Random(seed), each):
                             print(f"seed {seed}", told(request, answer, why), flush=True)
-                    for each_ in http.get("/v1/sandboxes", params={"state": "running"}).json()["sandboxes"]:
-                        http.delete(f"/v1/sandboxes/{each_['id']}")
+                    end_everything(http)
                     for name in http.get("/v1/images").json()["images"]:
                         if name["source"] != {"machine": True}:
                             http.delete(f"/v1/images/{name['id']}")
@@ -138,6 +138,8 @@ def main() -> None:
                         http.delete(f"/v1/volumes/{each_['name']}")
         finally:
             print(server.log()[-200_000:], file=sys.stderr)
+            with server.client() as http:
+                end_everything(http)
             server.end()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 from fuzzed_app import app
-from server import Server
+from server import Server, until
 
 SECOND_KEY = "isobox_second_tenant_0123456789abcdef0123456789"
 
@@ -39,6 +39,25 @@ def small_archive() -> bytes:
         member.size = 5
         archive.addfile(member, io.BytesIO(b"hello"))
     return packed.getvalue()
+
+
+def end_everything(http: httpx.Client) -> None:
+    """Let nothing run any more, though a function that was asked for would begin another container at once."""
+    for function in http.get("/v1/functions").json()["functions"]:
+        http.delete(f"/v1/functions/{function['id']}").raise_for_status()
+
+    def is_empty() -> bool:
+        found = [
+            sandbox["id"]
+            for state in ("creating", "running", "paused")
+            for sandbox in http.get("/v1/sandboxes", params={"state": state, "limit": 500}).json()["sandboxes"]
+        ]
+        for id_ in found:
+            http.delete(f"/v1/sandboxes/{id_}")
+        containers = http.get("/v1/functions").json()["functions"]
+        return not found and not any(each["containers"] or each["queued"] or each["running"] for each in containers)
+
+    until(is_empty, timeout=60)
 
 
 @contextmanager
@@ -101,6 +120,7 @@ def scene(server: Server, http: httpx.Client) -> Iterator[Scene]:
         yield Scene(ids, known)
     finally:
         http.post("/v1/apps/fuzzed/stop", json={})
+        http.delete(f"/v1/runs/{ids['run_id']}")
 
 
 def _known(

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
 from fuzz import FIELDS, faults, send, strangers, told
 from odd_requests import ODD_TEXTS
-from scene import SECOND_KEY, Scene, scene, second_tenant
+from scene import SECOND_KEY, Scene, end_everything, scene, second_tenant
 from server import Server
 
 EACH = 8
@@ -36,6 +36,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     second_tenant(state)
     running = Server(state, ISOBOX_MAX_SANDBOXES="8").start()
     yield running
+    with running.client() as client:
+        end_everything(client)
     running.end()
     assert "Traceback" not in running.log()
     assert '"level": "error"' not in running.log()
