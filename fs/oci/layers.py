@@ -172,7 +172,15 @@ def apply(source: BinaryIO, tree: Tree, sink: Sink, *, limits: Limits, keep_setu
             pass
         return stream.digest
     except _DAMAGED as error:
-        raise ImageInvalid(f"the archive is damaged: {error}", hint="it is cut short, or no tar archive") from error
+        raise _damaged(error) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise  # the disk's; without a number it is bz2's word for noise
+        raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> ImageInvalid:
+    return ImageInvalid(f"the archive is damaged: {error}", hint="it is cut short, or no tar archive")
 
 
 def _apply(
