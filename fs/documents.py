@@ -3,6 +3,7 @@
 import json
 from typing import Any, Final
 
+from common.text import clean_json
 from fs.errors import ImageInvalid
 
 BYTES_MAX: Final = 4 << 20
@@ -23,6 +24,6 @@ def read(raw: bytes, what: str) -> Any:
     if sum(raw.count(mark) for mark in _MARKS) > _VALUES_MAX:
         raise ImageInvalid(f"{what} has more than {_VALUES_MAX} values", hint="it is damaged, or made to do harm")
     try:
-        return json.loads(raw)
+        return clean_json(json.loads(raw))
     except (ValueError, RecursionError) as error:
         raise ImageInvalid(f"{what} is no JSON", hint="it is damaged") from error

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from common.ids import new_id
+from common.text import clean_json
 from fs import erofs
 from fs.errors import StoreCorrupt, UnknownImage
 from fs.image import Image, is_inner
@@ -37,9 +38,9 @@ class Elsewhere:
             if published is None:
                 raise UnknownImage(f"there is no image {name!r} in {url}", hint="publish it there first")
             try:
-                said = replace(Image(**json.loads(published)), origin=url)
+                said = replace(Image(**clean_json(json.loads(published))), origin=url)
                 stored = remote.get(f"images/{said.digest.removeprefix('sha256:')}")
-            except (ValueError, TypeError, AttributeError) as error:
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise StoreCorrupt(f"{url} does not say what {name!r} is", hint="publish it there again") from error
             if stored is None:
                 raise StoreCorrupt(f"{url} lacks the recipe of image {name!r}", hint="publish it there again")

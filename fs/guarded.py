@@ -94,9 +94,9 @@ class Guarded:
         ImageInvalid for an address that is refused.
         """
         sent = dict(headers or {})
-        first = _parsed(url)
+        first = _address_of(url)
         for _ in range(_REDIRECTS + 1):
-            target = _parsed(url)
+            target = _address_of(url)
             if (target.host, target.port) != (first.host, first.port):
                 sent.pop("Authorization", None)
             if first.scheme == "https" and target.scheme != "https":
@@ -106,7 +106,7 @@ class Guarded:
                     if answer.status_code not in _REDIRECT_CODES or method not in ("GET", "HEAD"):
                         yield answer
                         return
-                    url = urljoin(url, answer.headers.get("location", ""))
+                    url = str(_address_of(answer.headers.get("location", ""), below=url))
             except httpx.HTTPError as error:
                 raise StoreUnreachable(f"{target.host} does not answer: {error or type(error).__name__}") from error
         raise ImageInvalid(f"{first.host} redirects in a circle")
@@ -148,6 +148,8 @@ class Guarded:
             raise ImageInvalid(f"{target.host[:200]} is no name of a host") from error
         except OSError as error:
             raise StoreUnreachable(f"there is no host {target.host}: {error.strerror or error}") from error
+        except (ValueError, OverflowError) as error:  # a label or a port that is too long
+            raise ImageInvalid(f"{str(target)[:200]!r} is no address that can be spoken to") from error
         allowed = target.host in self._allowed or f"{target.host}:{port}" in self._allowed
         for *_, address in found:
             ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
@@ -159,8 +161,9 @@ class Guarded:
         )
 
 
-def _parsed(url: str) -> httpx.URL:
+def _address_of(url: str, *, below: str | None = None) -> httpx.URL:
+    """The address that a stranger's text means; ImageInvalid."""
     try:
-        return httpx.URL(url)
+        return httpx.URL(url if below is None else urljoin(below, url))
     except (httpx.InvalidURL, ValueError) as error:
         raise ImageInvalid(f"{url[:200]!r} is no address that can be spoken to") from error

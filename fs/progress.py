@@ -5,7 +5,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from common.text import clean_text
 from fs.errors import ImageError, ImageInvalid
+
+_LINE_MAX = 4096
 
 
 class Interrupted(ImageError):
@@ -27,7 +30,7 @@ class Progress:
         """Tell a line."""
         self.check()
         if self._on_line is not None:
-            self._on_line(line)
+            self._on_line(clean_text(line, _LINE_MAX))
 
     def stop(self) -> None:
         """The work is not wanted any more."""

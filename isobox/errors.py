@@ -18,6 +18,8 @@ IsoboxError
 
 from typing import TYPE_CHECKING, Any
 
+from isobox.printable import printable_lines
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 
 
 class IsoboxError(Exception):
-    """Anything this package raises on purpose."""
+    """Anything this package raises on purpose; its text can be printed, whatever a server or a sandbox said."""
+
+    def __str__(self) -> str:
+        return printable_lines(super().__str__())
 
 
 class ConnectionFailed(IsoboxError):

@@ -19,6 +19,7 @@ from isobox.calls import Policy, without_none
 from isobox.config import Config
 from isobox.dockerfile import parse
 from isobox.errors import ImageFailed, NotFound
+from isobox.printable import for_terminal
 from isobox.transport import Transport
 from isobox.values import ImageInfo
 
@@ -234,5 +235,5 @@ def log(transport: Transport, image: str) -> Iterator[str]:
 
 def to_stderr(text: str) -> None:
     """Prints a build's log where it is not in the way."""
-    sys.stderr.write(text)
+    sys.stderr.write(for_terminal(text, sys.stderr))
     sys.stderr.flush()

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from common.text import errno_text
 from isolation.channel.frames import StartFlag, encode_request
 from isolation.channel.inbox import Inbox
 from isolation.channel.link import GuestExec, Link
@@ -37,7 +38,7 @@ class FileFailed(IsolationError):
     """The guest's kernel refused; errno is its own."""
 
     def __init__(self, number: int, path: str) -> None:
-        super().__init__(f"{os.strerror(number)}: {path}")
+        super().__init__(f"{errno_text(number)}: {path}")
         self.errno = number
 
 

@@ -6,8 +6,8 @@ and in each copy.
 """
 
 import errno
-import os
 
+from common.text import errno_text
 from isolation.errors import IsolationError
 from isolation.files import operate
 from isolation.sandbox import Sandbox
@@ -24,4 +24,4 @@ async def mount(sandbox: Sandbox, address: str, path: str) -> None:
     sandbox.serves_folders = True
     if number := await sandbox.mount_folder(address, path):
         hint = "choose another path" if number in (errno.ENOTDIR, errno.EROFS, errno.EACCES, errno.ELOOP) else ""
-        raise MountFailed(f"nothing can be mounted at {path}: {os.strerror(number)}", hint=hint)
+        raise MountFailed(f"nothing can be mounted at {path}: {errno_text(number)}", hint=hint)

@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Request, WebSocket
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -208,6 +208,7 @@ def make_app(settings: Settings, store: Store) -> FastAPI:
         app.include_router(router)
     app.add_exception_handler(IsoboxError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(WebSocketRequestValidationError, _on_invalid_socket)
     app.add_exception_handler(HTTPException, _on_http)
     websockets = Websockets(most=settings.websockets, per_caller=settings.websockets_per_key)
     app.add_middleware(Gate, keys=Keys.load(settings.state), store=store, metrics=metrics, websockets=websockets)
@@ -217,7 +218,7 @@ def make_app(settings: Settings, store: Store) -> FastAPI:
 
 def _document(request: Request, problem: Problem) -> Response:
     body = problem.document(str(request.state.request_id))
-    return JSONResponse(body, problem.status, media_type="application/problem+json")
+    return JSONResponse(body, problem.status, problem.headers, media_type="application/problem+json")
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
@@ -231,6 +232,12 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     if any(each["type"] == "json_invalid" for each in found):
         return _document(request, Problem(400, "json_invalid", "the body is not JSON", hint="send a JSON object"))
     return _document(request, invalid(streams.validation_text(found), "see /openapi.json for what is expected"))
+
+
+async def _on_invalid_socket(_: WebSocket, error: Exception) -> None:
+    """Has the gate refuse it, as it refuses everything before a websocket is there."""
+    assert isinstance(error, WebSocketRequestValidationError)
+    raise invalid(streams.validation_text(error.errors()), "see /openapi.json for what is expected")
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

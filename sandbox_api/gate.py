@@ -31,7 +31,8 @@ _log = structlog.get_logger(__name__)
 _OPEN: Final = frozenset({"/healthz", "/readyz", "/openapi.json"})
 _RAW: Final = re.compile(
     r"^/v1/(?:sandboxes/[^/]+/(?:files|files/archive|execs/[^/]+/stdin|ports/.*)"
-    r"|(?:functions/[^/]+|apps/[^/]+)/web(?:/.*)?|uploads/[^/]+|volumes/[^/]+/archive)$"
+    r"|(?:functions/[^/]+|apps/[^/]+)/web(?:/.*)?|uploads/[^/]+|volumes/[^/]+/archive)\Z",
+    re.DOTALL,  # a path may hold line breaks
 )
 _KEPT_MAX: Final = 1 << 20
 
@@ -64,6 +65,10 @@ class Gate:
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
             elif message["type"] == "websocket.accept":
                 begun = True
+            elif message["type"] == "websocket.close" and not begun:  # no route takes it
+                raise Problem(
+                    404, "path_not_found", "no such path", hint="see docs/api.md for the websockets there are"
+                )
             await send(message)
 
         try:
@@ -78,8 +83,9 @@ class Gate:
                 with self._websockets.opened(caller):
                     await self._app(scope, receive, noting)
         except IsoboxError as error:
-            if begun:
-                raise
+            if begun:  # the connection is closed in the middle of the answer, which tells the client
+                _log.warning("an answer broke off", path=scope["path"], request_id=request_id, error=error.detail)
+                return
             await _refuse(scope, noting, from_error(error), request_id)
         except ClientDisconnect:
             return  # in the middle of its own request: nobody is there to be told
@@ -99,7 +105,7 @@ class Gate:
             body = await read_json(receive, headers.get(b"content-length"))
             receive = replay(body, receive)
         key = headers.get(b"idempotency-key", b"").decode("latin-1")
-        if scope["method"] != "POST" or not key or raw:
+        if scope["method"] != "POST" or not key or raw or "tenant" not in scope["state"]:  # an open path keeps nothing
             await self._app(scope, receive, send)
             return
         if len(key) > 255:

@@ -7,6 +7,8 @@ from typing import Final
 from common.errors import IsoboxError
 from fs.errors import BucketFailed, ImageError, ImageInvalid, StoreFull, StoreUnreachable, UnknownImage
 from gpu.errors import GpuBusy, GpuImpossible, GpuUnusable
+from isolation.channel.frames import Stage
+from isolation.channel.link import StartFailed
 from isolation.connections import PortClosed
 from isolation.errors import (
     ChannelViolation,
@@ -29,13 +31,22 @@ class Problem(IsoboxError):
     """An error that is answered as it stands."""
 
     def __init__(
-        self, status: int, code: str, detail: str, *, hint: str = "", retryable: bool = False, title: str = ""
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        hint: str = "",
+        retryable: bool = False,
+        title: str = "",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail, hint=hint)
         self.status = status
         self.code = code
         self.retryable = retryable
         self.title = title or _TITLES.get(status, "Error")
+        self.headers = headers
 
     def document(self, request_id: str) -> dict[str, object]:
         """The body of the answer."""
@@ -97,6 +108,8 @@ def from_error(error: IsoboxError) -> Problem:
     if isinstance(error, FileFailed):
         status, code, hint = _FILE_ERRORS.get(error.errno, (409, "file_error", ""))
         return Problem(status, code, error.detail, hint=hint)
+    if isinstance(error, StartFailed):
+        return start_failed(error)
     for kind, (status, code, retryable) in _ERRORS.items():
         if isinstance(error, kind):
             return Problem(status, code, error.detail, hint=error.hint, retryable=retryable)
@@ -127,6 +140,35 @@ _ERRORS: Final[Mapping[type[IsoboxError], tuple[int, str, bool]]] = {
     GatewayUnavailable: (503, "gateway_unavailable", True),
     NetworkUnavailable: (503, "network_unavailable", True),
 }
+
+
+def start_failed(error: StartFailed) -> Problem:
+    """Why a process never began, other than for want of its program."""
+    if error.stage == Stage.CWD:
+        return Problem(
+            422,
+            "workdir_unusable",
+            f"workdir: {error.detail.partition(': ')[2]}",
+            hint="create it first, or choose another",
+        )
+    if error.stage == Stage.USER:
+        if error.errno == errno.EPERM:
+            return Problem(403, "root_forbidden", "this server runs nothing as root", hint="leave `user` out")
+        return Problem(
+            422,
+            "user_unknown",
+            "there is no such user or group in the sandbox",
+            hint="see its /etc/passwd and /etc/group",
+        )
+    if error.stage == Stage.REQUEST:
+        return invalid("the sandbox cannot take this request", "shorten argv and env")
+    return Problem(
+        503,
+        "start_failed",
+        f"the process could not be started: {error.detail}",
+        hint="the sandbox is short of processes or memory: end some, or create it larger",
+        retryable=True,
+    )
 
 
 def invalid(detail: str, hint: str = "") -> Problem:

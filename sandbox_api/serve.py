@@ -1,5 +1,6 @@
 """The server's process: lock, listen, serve, drain."""
 
+import logging
 import os
 import resource
 import socket
@@ -89,9 +90,18 @@ def come_last_to_the_oom_killer() -> None:
         _log.info("the server cannot be protected from the OOM killer", error=str(error))
 
 
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    """False for what uvicorn says of a websocket that is refused with a document, and of an answer that breaks off.
+
+    The first was answered, the second is told by the gate, with its reason.
+    """
+    return "returned without completing" not in record.getMessage()
+
+
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; what runs goes on for the next server. IsoboxError if it cannot."""
     logs.configure()
+    logging.getLogger("uvicorn.error").addFilter(_is_worth_telling)
     raise_file_limit()
     come_last_to_the_oom_killer()
     if os.geteuid() != 0:
@@ -118,6 +128,7 @@ def serve(settings: Settings) -> None:
             server_header=False,
             access_log=False,
             log_level="warning",
+            log_config=None,  # our own, see common/logs.py
             timeout_graceful_shutdown=_DRAIN_S,
             lifespan="on",
         )

@@ -2,12 +2,15 @@
 
 from typing import Any, Final
 
+from common.text import clean_json
+
 _ENTRIES_MAX: Final = 1000
 _TEXT_MAX: Final = 32 << 10
 
 
 def read(raw: dict[str, Any]) -> dict[str, Any]:
     """`env`, `workdir`, `user` and `command` of a config, those that it has and that are what they should be."""
+    raw = clean_json(raw)
     said = raw.get("config") if isinstance(raw.get("config"), dict) else {}
     assert isinstance(said, dict)
     found: dict[str, Any] = {}

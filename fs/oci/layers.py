@@ -247,7 +247,15 @@ def apply(
             pass
         return stream.digest
     except DAMAGED as error:
-        raise ImageInvalid(f"the archive is damaged: {error}", hint="it is cut short, or no tar archive") from error
+        raise _damaged(error) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise  # the disk's; without a number it is bz2's word for noise
+        raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> ImageInvalid:
+    return ImageInvalid(f"the archive is damaged: {error}", hint="it is cut short, or no tar archive")
 
 
 def _next(archive: tarfile.TarFile, stream: Forward) -> tarfile.TarInfo | None:

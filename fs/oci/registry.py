@@ -58,7 +58,7 @@ class Blob:
         """From a descriptor; ImageInvalid for anything else."""
         try:
             found = cls(str(raw["digest"]), int(raw["size"]), str(raw.get("mediaType", "")))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise ImageInvalid("the manifest names a blob without digest and size") from error
         if not _DIGEST.fullmatch(found.digest) or found.size < 0:
             raise ImageInvalid(f"the manifest names a blob {found.digest[:80]!r}", hint="only sha256 digests are read")
@@ -247,7 +247,7 @@ class Registry(AbstractContextManager["Registry"]):
                 return
         with self._request("POST", f"{self._base}blobs/uploads/") as answer:
             self._check(answer)
-            place = urljoin(str(self._base), answer.headers.get("location", ""))
+            place = _joined(self._base, answer.headers.get("location", ""))
         mark = "&" if "?" in place else "?"
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(source.stat().st_size)}
         with source.open("rb") as file:
@@ -309,6 +309,13 @@ def _bounded(answer: httpx.Response, most: int) -> bytes:
     return bytes(found)
 
 
+def _joined(base: str, location: str) -> str:
+    try:
+        return urljoin(base, location)
+    except ValueError as error:
+        raise ImageInvalid(f"the registry sends to {location[:200]!r}, which is no address") from error
+
+
 def _json(body: bytes) -> dict[str, Any]:
     found = documents.read(body, "the registry's answer")
     if not isinstance(found, dict):
@@ -323,11 +330,11 @@ def _for_this_machine(index: dict[str, Any], name: str) -> str:
         platform = each.get("platform") if isinstance(each, dict) else None
         if not isinstance(platform, dict):
             platform = {}
-        kinds.append(f"{platform.get('os')}/{platform.get('architecture')}")
+        kinds.append(f"{str(platform.get('os'))[:40]}/{str(platform.get('architecture'))[:40]}")
         if kinds[-1] == "linux/amd64":
             return Blob.of(each).digest
     raise ImageInvalid(
-        f"{name} is not made for linux/amd64", hint=f"it is made for: {', '.join(kinds)[:500] or 'nothing'}"
+        f"{name} is not made for linux/amd64", hint=f"it is made for: {', '.join(kinds[:40]) or 'nothing'}"
     )
 
 

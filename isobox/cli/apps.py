@@ -14,10 +14,11 @@ from typing import Annotated, Any
 import typer
 
 from isobox import calls
-from isobox.cli.say import complain, moment, print_table
+from isobox.cli.say import complain, moment, print_lines, print_table, say
 from isobox.config import Config
 from isobox.errors import NotFound
 from isobox.functions.app import App
+from isobox.printable import printable
 from isobox.transport import Transport
 from isobox.values import time_of
 
@@ -58,10 +59,10 @@ def deploy(
 ) -> None:
     """Put an app's functions in force, as a new version."""
     info = find_app(where).deploy(name)
-    print(f"{info['name']} version {info['version']}: {', '.join(info['functions'])}")
+    say(f"{info['name']} version {info['version']}: {', '.join(info['functions'])}")
     for function, each in info["functions"].items():
         if each["web"]:
-            print(f"  {Config.find(None, None).url}/v1/apps/{info['name']}/web/{function}/")
+            say(f"  {Config.find(None, None).url}/v1/apps/{info['name']}/web/{function}/")
 
 
 @apps_app.command()
@@ -135,7 +136,7 @@ def rollback(
 ) -> None:
     """Put an earlier version in force again."""
     found = _send("POST", f"/v1/apps/{name}/rollback", json={"version": version})
-    print(f"{name} version {found['version']}, as {found['history'][-1]['copy_of']}")
+    say(f"{name} version {found['version']}, as {found['history'][-1]['copy_of']}")
 
 
 @apps_app.command()
@@ -149,7 +150,7 @@ def logs(name: Name) -> None:
     """Print what functions said for nobody: web endpoints, and those that ran by schedule when they ran last."""
     for function, each in _send("GET", f"/v1/apps/{name}")["functions"].items():
         text = _send("GET", f"/v1/functions/{each['id']}/logs")["text"]
-        print("".join(f"{function} | {line}\n" for line in text.splitlines()), end="")
+        _print_of(function, text)
         if each["last_call"] is None:
             continue
         after = 0
@@ -157,9 +158,13 @@ def logs(name: Name) -> None:
             page = _send("GET", f"/v1/calls/{each['last_call']}", params={"after": str(after)})
             for result in page["results"]:
                 if result["kind"] == "print":
-                    print("".join(f"{function} | {line}\n" for line in result["text"].splitlines()), end="")
+                    _print_of(function, result["text"])
                 elif result["kind"] == "error":
                     complain(f"{function}: {result['error']['type']}: {result['error']['message']}")
             after = page["next_after"]
             if not page["more"]:
                 break
+
+
+def _print_of(function: str, text: str) -> None:
+    print_lines("".join(f"{printable(function)} | {line}\n" for line in text.splitlines()))

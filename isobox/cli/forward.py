@@ -7,7 +7,7 @@ import socket
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from isobox.cli.say import complain
+from isobox.cli.say import complain, say
 from isobox.config import Config
 
 _PIECE = 64 << 10
@@ -23,7 +23,7 @@ async def forward(config: Config, sandbox: str, port: int, host: str, local: int
 
     server = await asyncio.start_server(serve, host, local, family=socket.AF_UNSPEC)
     bound = server.sockets[0].getsockname()
-    print(f"{bound[0]}:{bound[1]} leads to port {port} of {sandbox}; Ctrl-C ends it", flush=True)
+    say(f"{bound[0]}:{bound[1]} leads to port {port} of {sandbox}; Ctrl-C ends it")
     async with server:
         await server.serve_forever()
 

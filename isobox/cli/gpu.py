@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from isobox import calls, gpus
-from isobox.cli.say import moment, print_table
+from isobox.cli.say import moment, print_table, say
 from isobox.config import Config
 from isobox.transport import Transport
 from isobox.values import time_of
@@ -28,7 +28,7 @@ def ls() -> None:
         rows.append((each.uuid, each.kind, state, used, doing, heat, each.sandbox or ""))
     if not rows:
         with closing(Transport(Config.find(None, None))) as transport:
-            print(f"no GPU ({transport.send(calls.system('GET', '/v1/gpus'))['problem'] or 'the driver knows none'})")
+            say(f"no GPU ({transport.send(calls.system('GET', '/v1/gpus'))['problem'] or 'the driver knows none'})")
         return
     print_table(("UUID", "KIND", "STATE", "MEMORY", "BUSY", "HEAT", "SANDBOX"), rows)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from isobox import calls
-from isobox.cli.say import err, moment, print_table
+from isobox.cli.say import moment, note, print_lines, print_table, say
 from isobox.config import Config
 from isobox.image import Image, follow, log, to_stderr
 from isobox.transport import Transport
@@ -19,12 +19,15 @@ AuthHost = Annotated[str | None, typer.Option(help="A further host that the regi
 ImageArgument = Annotated[str, typer.Argument(help="An image's name or id.")]
 
 
+_MARKS = {"added": "+", "changed": "~", "removed": "-"}
+
+
 def _transport() -> Transport:
     return Transport(Config.find(None, None))
 
 
 def _told(image: ImageInfo) -> None:
-    err.print(f"{image.name}  {image.size_bytes >> 20} MiB  {(image.digest or '')[:19]}  {image.id}")
+    note(f"{image.name}  {image.size_bytes >> 20} MiB  {(image.digest or '')[:19]}  {image.id}")
 
 
 @image_app.command("ls")
@@ -66,11 +69,11 @@ def build(
     store = _machine_store()
     for name in names:
         if (found := store.ready(name)) is None:
-            err.print(f"building image {name} (once, a minute or so)")
+            note(f"building image {name} (once, a minute or so)")
             found = store.ensure(name)
         elif quiet:
             continue
-        err.print(f"{found.name}  {found.size >> 20} MiB  {found.digest[:19]}")
+        note(f"{found.name}  {found.size >> 20} MiB  {found.digest[:19]}")
 
 
 @image_app.command()
@@ -95,13 +98,13 @@ def push(
     """Send an image to a registry."""
     body = calls.without_none({"reference": reference, "secret": secret, "auth_host": auth_host})
     call = calls.Call("POST", f"/v1/images/{image}/push", json=body, safe=False, read_timeout_s=None)
-    print(_transport().send(call)["digest"])
+    say(_transport().send(call)["digest"])
 
 
 @image_app.command()
 def inspect(image: ImageArgument) -> None:
     """Print all that is known of an image."""
-    print(json.dumps(_transport().send(calls.images("GET", f"/{image}")), indent=2))
+    print_lines(json.dumps(_transport().send(calls.images("GET", f"/{image}")), indent=2) + "\n")
 
 
 @image_app.command()
@@ -109,7 +112,7 @@ def logs(image: ImageArgument) -> None:
     """Print what was told while an image was made, and follow it if it still is."""
     transport = _transport()
     for text in log(transport, image):
-        typer.echo(text, nl=False)
+        print_lines(text)
     follow(transport, ImageInfo.parse(transport.send(calls.images("GET", f"/{image}"))), None)
 
 
@@ -118,9 +121,9 @@ def diff(older: ImageArgument, newer: ImageArgument) -> None:
     """Print what differs between two images: + added, ~ changed, - removed."""
     found = _transport().send(calls.images("GET", f"/{newer}/diff", params={"from": older}))
     for each in found["changes"]:
-        print({"added": "+", "changed": "~", "removed": "-"}[each["change"]], each["path"])
+        say(f"{_MARKS[each['change']]} {each['path']}")
     if found["truncated"]:
-        err.print("… and more")
+        note("… and more")
 
 
 @image_app.command()
@@ -149,20 +152,20 @@ def publish(
 ) -> None:
     """Send an image of the machine's to a store, for other nodes to use part by part: ISOBOX_STORES (as root)."""
     image = _machine_store().elsewhere.publish(name, url, _progress())
-    err.print(f"{image.name}  {image.size >> 20} MiB  {image.digest[:19]}  {url}")
+    note(f"{image.name}  {image.size >> 20} MiB  {image.digest[:19]}  {url}")
 
 
 @image_app.command("import")
 def import_(name: str, path: Path) -> None:
     """Make an image of the machine's out of a root file system, a `docker save` archive or an OCI layout (as root)."""
     image = _machine_store().import_path(name, path)
-    err.print(f"{image.name}  {image.size >> 20} MiB  {image.digest[:19]}")
+    note(f"{image.name}  {image.size >> 20} MiB  {image.digest[:19]}")
 
 
 def _progress() -> Any:
     from isobox.cli import server
 
-    return server.Progress(err.print)
+    return server.Progress(note)
 
 
 def _machine_store() -> Any:

@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Literal
 
 try:
     import typer
-    from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 except ImportError:  # the client was installed alone
     sys.exit("the isobox command needs its extra: pip install 'isobox[cli]'")
 
@@ -20,11 +20,12 @@ from isobox.cli.apps import apps_app, deploy
 from isobox.cli.gpu import gpu_app, usage
 from isobox.cli.images import image_app
 from isobox.cli.net import net_app, secret_app
-from isobox.cli.say import complain, moment, print_table
+from isobox.cli.say import complain, moment, out, print_contents, print_lines, print_table, say
 from isobox.cli.shell import shell
 from isobox.cli.volumes import volume_app
 from isobox.config import Config
 from isobox.errors import IsoboxError, NotFound
+from isobox.printable import printable, printable_lines
 from isobox.transport import Transport
 from isobox.values import Snapshot
 
@@ -46,7 +47,6 @@ app.command()(usage)
 app.add_typer(apps_app, name="app")
 app.command()(deploy)
 app.command()(shell)
-out = Console(soft_wrap=True)
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 SandboxArgument = Annotated[str, typer.Argument(help="The sandbox's id.")]
@@ -134,8 +134,7 @@ def create(
     ] = None,
 ) -> None:
     """Create a sandbox and print its id."""
-    sandbox = Sandbox.create(image, name=name, timeout_s=timeout_s, network=network, namespaces=namespaces, gpu=gpu)
-    print(sandbox.id)
+    say(Sandbox.create(image, name=name, timeout_s=timeout_s, network=network, namespaces=namespaces, gpu=gpu).id)
 
 
 @app.command()
@@ -172,7 +171,7 @@ def kill(sandboxes: Annotated[list[str], typer.Argument(help="Ids of sandboxes."
     """End sandboxes."""
     for sandbox in sandboxes:
         Sandbox.connect(sandbox).terminate()
-        print(sandbox)
+        say(sandbox)
 
 
 @files_app.command("ls")
@@ -213,7 +212,7 @@ def code(
     sys.stdout.write(result.stdout)
     sys.stderr.write(result.stderr)
     for shown in result.results:
-        print(shown.get("text/plain", ", ".join(shown)))
+        print_lines(str(shown.get("text/plain", ", ".join(shown))) + "\n")
     raise typer.Exit(result.exit_code or 0)
 
 
@@ -221,19 +220,19 @@ def code(
 def fork(sandbox: SandboxArgument, count: Annotated[int, typer.Argument(help="How many children.")] = 1) -> None:
     """Copy a running sandbox: children that go on beside it."""
     for child in Sandbox.connect(sandbox).fork(count):
-        print(child.id)
+        say(child.id)
 
 
 @app.command()
 def pause(sandbox: SandboxArgument) -> None:
     """Copy a sandbox to disk and free its memory."""
-    print(Sandbox.connect(sandbox).pause().state)
+    say(Sandbox.connect(sandbox).pause().state)
 
 
 @app.command()
 def resume(sandbox: SandboxArgument) -> None:
     """Let a paused sandbox go on."""
-    print(Sandbox.connect(sandbox).resume().state)
+    say(Sandbox.connect(sandbox).resume().state)
 
 
 @snapshot_app.command("create")
@@ -245,7 +244,7 @@ def snapshot_create(
 ) -> None:
     """Keep a copy of a running sandbox."""
     kind: Literal["memory", "filesystem"] = "filesystem" if files else "memory"
-    print(Sandbox.connect(sandbox).snapshot(name, kind=kind, ttl_s=ttl_s).id)
+    say(Sandbox.connect(sandbox).snapshot(name, kind=kind, ttl_s=ttl_s).id)
 
 
 @snapshot_app.command("ls")
@@ -270,7 +269,7 @@ def snapshot_rm(snapshot: str) -> None:
 def ports_ls(sandbox: SandboxArgument) -> None:
     """List the ports that something inside listens on."""
     for port in Sandbox.connect(sandbox).ports():
-        print(port)
+        say(port)
 
 
 @ports_app.command("forward")
@@ -290,7 +289,7 @@ def ports_forward(
 @files_app.command("cat")
 def files_cat(sandbox: SandboxArgument, path: str) -> None:
     """Print a file."""
-    sys.stdout.buffer.write(Sandbox.connect(sandbox).files.read(path))
+    print_contents(Sandbox.connect(sandbox).files.read(path))
 
 
 @files_app.command("rm")
@@ -318,13 +317,14 @@ def doctor(
         raise typer.BadParameter("--only belongs to --sweep")
     if sweep:
         for words in server.swept(None if only is None else only.absolute()):
-            out.print(f"[green]removed[/] {escape(words)}", highlight=False)
+            out.print(Text.assemble(("removed", "green"), printable(f" {words}")))
     for check in server.checks():
         good = good and check.problem is None
-        mark = "[green]ok[/]  " if check.problem is None else "[red]fail[/]"
-        out.print(f"{mark} {check.name}: {check.found if check.problem is None else check.problem}", highlight=False)
+        mark = ("ok  ", "green") if check.problem is None else ("fail", "red")
+        text = f" {check.name}: {check.found if check.problem is None else check.problem}"
+        out.print(Text.assemble(mark, printable(text)))
         if check.problem is not None and check.mend:
-            out.print(f"     → {check.mend}", highlight=False)
+            out.print(Text(printable(f"     → {check.mend}")))
     raise typer.Exit(0 if good else 1)
 
 
@@ -335,15 +335,16 @@ def main() -> None:
     except IsoboxError as error:
         complain(str(error))
         sys.exit(1)
-    except Exception as error:
-        if (detail := getattr(error, "detail", None)) is None:
-            raise
-        hint = getattr(error, "hint", "")
-        complain(detail + (f"\n        {hint}" if hint else ""))
-        sys.exit(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:
+        if (detail := getattr(error, "detail", None)) is None:  # a fault of ours: its text may quote a server's
+            sys.stderr.write(printable_lines(traceback.format_exc()))
+            sys.exit(1)
+        hint = getattr(error, "hint", "")
+        complain(detail + (f"\n        {hint}" if hint else ""))
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from isobox import Sandbox, calls
-from isobox.cli.say import complain
+from isobox.cli.say import complain, print_lines, say
 from isobox.config import Config
 from isobox.transport import Transport
 
@@ -37,7 +37,7 @@ def rule(text: str) -> dict[str, Any]:
 def show(sandbox: SandboxArgument) -> None:
     """Print a sandbox's policy."""
     found = Sandbox.connect(sandbox).network()
-    print(json.dumps(found["policy"], indent=2))
+    print_lines(json.dumps(found["policy"], indent=2) + "\n")
 
 
 @net_app.command("set")
@@ -52,7 +52,7 @@ def set_(
     except ValueError as error:
         raise typer.BadParameter(f"{policy} is no JSON: {error}") from None
     found = Sandbox.connect(sandbox).set_network(asked)
-    print(f"policy {found['generation']} is in force")
+    say(f"policy {found['generation']} is in force")
 
 
 def _add(sandbox: str, kind: str, destinations: list[str]) -> None:
@@ -63,7 +63,7 @@ def _add(sandbox: str, kind: str, destinations: list[str]) -> None:
     rules = [rule(each) for each in destinations]
     policy[other] = [each for each in policy.get(other, []) if each not in rules]
     policy[kind] = [*policy.get(kind, []), *(each for each in rules if each not in policy.get(kind, []))]
-    print(f"policy {found.set_network(policy)['generation']} is in force")
+    say(f"policy {found.set_network(policy)['generation']} is in force")
 
 
 @net_app.command()
@@ -91,7 +91,7 @@ def log(
             records = found.network_log(after, wait_s=_FOLLOW_S if follow else 0.0)
             for each in records:
                 after = int(each["seq"])
-                print(json.dumps(each) if as_json else line(each), flush=True)
+                say(json.dumps(each) if as_json else line(each))
             if not records and not follow:
                 return
 
@@ -138,14 +138,14 @@ def set_secret(name: Annotated[str, typer.Argument(help="Its name.")]) -> None:
         complain("nothing came on stdin")
         raise typer.Exit(2)
     _send(calls.secret("PUT", name, json={"value": value}))
-    print(f"{name} is stored")
+    say(f"{name} is stored")
 
 
 @secret_app.command("ls")
 def list_secrets() -> None:
     """List secrets; their values are never told."""
     for each in _send(calls.secret("GET"))["secrets"]:
-        print(f"{each['name']}  {each['updated_at'][:19].replace('T', ' ')}")
+        say(f"{each['name']}  {each['updated_at'][:19].replace('T', ' ')}")
 
 
 @secret_app.command("rm")

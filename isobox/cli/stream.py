@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from isobox import Event, Process, Sandbox
+from isobox.cli.say import complain, note
 from isobox.errors import IsoboxError
 
 
@@ -51,11 +52,11 @@ def _show(events: Iterator[Event]) -> int:
             sys.stderr.buffer.write(event.data)
             sys.stderr.buffer.flush()
         elif event.type == "gap":
-            print(f"[isobox: {sum(event.info['omitted'].values())} bytes of output were dropped]", file=sys.stderr)
+            note(f"[isobox: {sum(event.info['omitted'].values())} bytes of output were dropped]")
         elif event.type == "error" and event.info["kind"] in ("timeout", "oom", "sandbox", "start"):
-            print(f"isobox: {event.info['message']}", file=sys.stderr)
+            complain(event.info["message"])
             if event.info["hint"]:
-                print(f"        {event.info['hint']}", file=sys.stderr)
+                note(f"        {event.info['hint']}")
         elif event.type == "exit":
             outcome = event.info["outcome"]
             code = outcome["exit_code"] if outcome["exit_code"] is not None else 1

@@ -1,12 +1,11 @@
 """`isobox volume`: files that outlive sandboxes."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from isobox.cli.say import moment, print_table
+from isobox.cli.say import moment, print_contents, print_table, say
 from isobox.values import time_of
 from isobox.volume import Volume
 
@@ -17,7 +16,7 @@ Name = Annotated[str, typer.Argument(help="The volume's name.")]
 @volume_app.command()
 def create(name: Name, quota_mb: Annotated[int, typer.Option("--quota", help="MiB.")] = 1024) -> None:
     """Make an empty volume."""
-    print(Volume.create(name, quota_mb=quota_mb, exist_ok=False).name)
+    say(Volume.create(name, quota_mb=quota_mb, exist_ok=False).name)
 
 
 @volume_app.command()
@@ -54,13 +53,13 @@ def get(name: Name, target: Path, path: Annotated[str, typer.Argument(help="A fo
 @volume_app.command()
 def cat(name: Name, path: str) -> None:
     """Print a file of a volume."""
-    sys.stdout.buffer.write(Volume.get(name).read(path))
+    print_contents(Volume.get(name).read(path))
 
 
 @volume_app.command()
 def snapshot(name: Name, title: Annotated[str | None, typer.Argument(help="A name for it.")] = None) -> None:
     """Keep a volume's files as they are."""
-    print(Volume.get(name).snapshot(title))
+    say(Volume.get(name).snapshot(title))
 
 
 @volume_app.command()

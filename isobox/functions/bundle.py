@@ -105,6 +105,7 @@ def _reach() -> bytes:
         "calls",
         "config",
         "errors",
+        "printable",
         *(f"functions/{each}" for each in ("calls", "cls", "errors", "objects", "remote")),
     )
     files = {f"{each}.py": (_HERE.parent / f"{each}.py").read_bytes() for each in shared}

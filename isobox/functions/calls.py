@@ -22,6 +22,7 @@ from isobox.functions.errors import (
     RemoteError,
     Traceback,
 )
+from isobox.printable import for_terminal
 from isobox.transport import Transport
 
 Trust = Literal["safe", "pickle"]
@@ -38,7 +39,7 @@ _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
 def show(index: int, stream: int, text: str) -> None:
     """Prints go where this program's go."""
     out = sys.stderr if stream == 2 else sys.stdout
-    out.write(text)
+    out.write(for_terminal(text, out))
     out.flush()
 
 

@@ -10,6 +10,7 @@ IsoboxError
 """
 
 from isobox.errors import IsoboxError
+from isobox.printable import printable_lines
 
 
 class FunctionError(IsoboxError):
@@ -45,4 +46,4 @@ class Traceback(Exception):
     """Where it was raised inside: the cause of the exception that is raised here."""
 
     def __str__(self) -> str:
-        return f"in the container:\n{self.args[0]}"
+        return printable_lines(f"in the container:\n{self.args[0]}")

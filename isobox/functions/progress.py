@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from isobox.functions.errors import FunctionError
+from isobox.printable import printable
 
 
 def shown(results: Iterator[Any], name: str, total: int | None) -> Iterator[Any]:
@@ -13,9 +14,9 @@ def shown(results: Iterator[Any], name: str, total: int | None) -> Iterator[Any]
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     except ImportError as error:
         raise FunctionError("a progress bar takes rich: pip install 'isobox[cli]'") from error
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, total=total)
+        task = progress.add_task(printable(name), total=total)
         for each in results:
             progress.advance(task)
             yield each

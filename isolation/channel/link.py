@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
+from common.text import errno_text
 from isolation.channel.frames import (
     EXECS_MAX,
     MAGIC,
@@ -57,7 +58,7 @@ class StartFailed(IsolationError):
     """PID 1 could not start the process."""
 
     def __init__(self, stage: int, errno: int) -> None:
-        super().__init__(f"start failed at {stage}: {os.strerror(errno)}")
+        super().__init__(f"start failed at {stage}: {errno_text(errno)}")
         self.stage = Stage(stage) if stage in set(Stage) else Stage.SYSTEM
         self.errno = errno
 

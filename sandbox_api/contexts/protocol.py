@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from common.text import clean_json
+
 MARK: Final = b"\x1eisobox:"
 _TOKEN: Final = 16
 _HEAD: Final = len(MARK) + _TOKEN + 1 + 4 + 1 + 4
@@ -126,9 +128,10 @@ def unfinished(tail: bytes, token: str) -> bytes:
 
 
 def results(data: Any) -> dict[str, Any] | None:
-    """A RESULT's payload as it may be told on: {mime: value}; None for anything else."""
+    """A RESULT's payload as it may be told on: {mime: value}, cleaned; None for anything else."""
     if not isinstance(data, dict) or not data or len(data) > 32:
         return None
     if not all(isinstance(mime, str) and len(mime) <= 100 and "/" in mime for mime in data):
         return None
-    return data
+    cleaned: dict[str, Any] = clean_json(data)
+    return cleaned

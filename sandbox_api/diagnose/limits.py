@@ -1,10 +1,10 @@
 """Ends that the process could not write about: limits, signals, what never began."""
 
 import errno
-import os
 import signal
 from typing import Final
 
+from common.text import errno_text
 from isolation.execs import ExecEnd
 from sandbox_api.models.execs import ExecError, Outcome
 
@@ -79,7 +79,7 @@ def diagnose(result: Outcome, end: ExecEnd, argv: list[str], timeout_s: float | 
             hint="check its spelling, or install it; pass a command line with pipes or && as shell, not as argv",
         )
     if result.reason == "not_executable":
-        message = f"{program}: {os.strerror(end.errno)}"
+        message = f"{program}: {errno_text(end.errno)}"
         return ExecError(
             kind="start",
             name="NotExecutable",

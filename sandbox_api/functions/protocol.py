@@ -7,9 +7,12 @@ ends the container.
 import base64
 import binascii
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+from common.text import clean_text
 
 LINE_MAX: Final = 512 << 10
 FILE_MAX: Final = 4 << 30
@@ -19,6 +22,7 @@ INLINE: Final = 48 << 10
 _TEXT_MAX: Final = 128 << 10
 _IDS_MAX: Final = 4096
 _PATH_MAX: Final = 2048
+_PATH: Final = re.compile(r"/[^\0\ud800-\udfff]{1,4094}")
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE")
 
 
@@ -119,7 +123,7 @@ def parse(line: bytes) -> Frame:
 
 
 def _short(raw: Any) -> str:
-    if not isinstance(raw, str) or not 0 < len(raw) <= 64:
+    if not isinstance(raw, str) or not 0 < len(raw) <= 64 or not raw.isascii():
         raise RunnerViolation("an id that is none")
     return raw
 
@@ -128,7 +132,7 @@ def _text(raw: dict[str, Any], name: str) -> str:
     found = raw.get(name)
     if not isinstance(found, str) or len(found) > _TEXT_MAX:
         raise RunnerViolation(f"{name} is no text")
-    return found.encode(errors="replace").decode()  # a lone surrogate is no text
+    return clean_text(found)
 
 
 def _number(raw: dict[str, Any], name: str) -> int:
@@ -144,7 +148,7 @@ def _value(raw: Any) -> Value:
             return Value(base64.b64decode(raw["d"], validate=True))
         except (binascii.Error, ValueError) as error:
             raise RunnerViolation("a value that is no base64") from error
-    if isinstance(raw, dict) and isinstance(raw.get("f"), str) and 0 < len(raw["f"]) < 4096:
+    if isinstance(raw, dict) and isinstance(raw.get("f"), str) and _PATH.fullmatch(raw["f"]):
         size = _number(raw, "n")
         if not INLINE < size <= FILE_MAX:
             raise RunnerViolation("a value in a file of a size that no runner of ours puts there")

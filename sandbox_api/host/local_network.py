@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from common import addresses
 from common.owners import Claim
+from common.text import clean_json
 from isolation.execlog import Event, EventType, LogReader, LogWriter
 from isolation.network import Link
 from netpolicy.errors import NetworkUnavailable
@@ -46,7 +47,7 @@ class Audit:
             if self._last.get(sandbox, ("", 0))[0] == boot and seq <= self._last[sandbox][1]:
                 continue
             self._last[sandbox] = boot, seq
-            log.append(EventType.NETWORK, json.dumps(record).encode())
+            log.append(EventType.NETWORK, json.dumps(clean_json(record)).encode())
             log.reclaim()
             self.records.put_nowait((sandbox, record))
             if (moved := self._moved.pop(sandbox, None)) is not None:

@@ -1,9 +1,11 @@
 """What the models of several resources share."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from common.text import clean_json, clean_text
 
 
 class Strict(BaseModel):
@@ -35,6 +37,9 @@ Environment = Annotated[dict[EnvName, Argument], Field(max_length=4096)]
 UserName = Annotated[Text, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?$")]
 Label = Annotated[Text, Field(max_length=256)]
 LabelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+# Of answers: what a guest, a registry or an archive said. Rows and logs of older servers hold it as it came.
+ForeignText = Annotated[str, BeforeValidator(lambda text: clean_text(text) if isinstance(text, str) else text)]
+ForeignObject = Annotated[dict[str, Any], BeforeValidator(clean_json)]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400, allow_inf_nan=False)]
 
 

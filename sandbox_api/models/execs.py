@@ -3,11 +3,22 @@
 import shlex
 import signal
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from sandbox_api.models.common import Argument, Command, Environment, Page, Seconds, Strict, Text, UserName
+from sandbox_api.models.common import (
+    Argument,
+    Command,
+    Environment,
+    ForeignObject,
+    ForeignText,
+    Page,
+    Seconds,
+    Strict,
+    Text,
+    UserName,
+)
 
 ExecId = Annotated[str, Field(pattern=r"^exe[a-z2-7]{26}$")]
 OutcomeReason = Literal[
@@ -81,20 +92,20 @@ class Truncation(BaseModel):
 class ErrorFrame(BaseModel):
     """One level of a stack, the innermost last."""
 
-    file: str
+    file: ForeignText
     line: int | None = None
-    function: str | None = None
-    source: str | None = None
+    function: ForeignText | None = None
+    source: ForeignText | None = None
 
 
 class ExecError(BaseModel):
     """A failure as a model can read it."""
 
     kind: str
-    name: str
-    message: str
+    name: ForeignText
+    message: ForeignText
     frames: list[ErrorFrame] = []
-    hint: str = ""
+    hint: ForeignText = ""
 
 
 class Exec(BaseModel):
@@ -121,7 +132,7 @@ class Exec(BaseModel):
     error: ExecError | None = None
     forked_from: str | None = None
     context: str | None = None
-    results: list[dict[str, Any]] = []
+    results: list[ForeignObject] = []
 
 
 class ExecPage(Page):

@@ -7,7 +7,17 @@ from pydantic import BaseModel, Field, model_validator
 
 from sandbox_api.functions import schedule
 from sandbox_api.models.buckets import MountedBucket
-from sandbox_api.models.common import Environment, EnvName, Page, Seconds, Strict, Text, UserName
+from sandbox_api.models.common import (
+    Environment,
+    EnvName,
+    ForeignObject,
+    ForeignText,
+    Page,
+    Seconds,
+    Strict,
+    Text,
+    UserName,
+)
 from sandbox_api.models.network import AskedPolicy, asked
 from sandbox_api.models.sandboxes import Resources
 from sandbox_api.models.volumes import MountedVolume, MountPath
@@ -114,7 +124,7 @@ class Function(BaseModel):
 class FunctionLogs(BaseModel):
     """The last 64 KiB that a function's containers printed for no input, since the server's start."""
 
-    text: str
+    text: ForeignText
 
 
 class FunctionSandbox(Strict):
@@ -170,8 +180,8 @@ class CallResult(BaseModel):
     file: int | None = None
     number: int | None = None
     stream: int | None = None
-    text: str | None = None
-    error: dict[str, Any] | None = None
+    text: ForeignText | None = None
+    error: ForeignObject | None = None
 
 
 class Call(BaseModel):

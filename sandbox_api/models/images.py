@@ -1,12 +1,12 @@
 """Images over the wire."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
 from sandbox_api.host.interface import Difference
-from sandbox_api.models.common import Environment, Page, Strict, Text
+from sandbox_api.models.common import Environment, ForeignObject, ForeignText, Page, Strict, Text
 from sandbox_api.models.network import AskedPolicy
 
 STEPS_MAX = 100
@@ -86,11 +86,11 @@ class ImageFailure(BaseModel):
     """Why an image was not made; `step` counts from 1, `error` is the structured error of the command that failed."""
 
     code: str
-    detail: str
-    hint: str
+    detail: ForeignText
+    hint: ForeignText
     step: int | None = None
     exit_code: int | None = None
-    error: dict[str, Any] | None = None
+    error: ForeignObject | None = None
 
 
 class Image(BaseModel):
@@ -99,12 +99,12 @@ class Image(BaseModel):
     id: str
     name: str
     state: Literal["building", "ready", "failed"]
-    source: dict[str, Any]
+    source: ForeignObject
     digest: str | None
     size_bytes: int
     created_at: datetime
     ended_at: datetime | None
-    config: dict[str, Any]
+    config: ForeignObject
     failure: ImageFailure | None
 
 

@@ -2,12 +2,14 @@
 
 from pydantic import BaseModel
 
+from sandbox_api.models.common import ForeignText
+
 
 class Port(BaseModel):
     """A port that something inside listens on."""
 
     port: int
-    address: str
+    address: ForeignText
 
 
 class PortList(BaseModel):

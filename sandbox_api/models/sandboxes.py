@@ -8,7 +8,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from sandbox_api.host.interface import DEFAULT
 from sandbox_api.lifecycle import Reason, State
 from sandbox_api.models.buckets import MountedBucket
-from sandbox_api.models.common import Command, Environment, Label, LabelName, Page, Seconds, Strict, Text, UserName
+from sandbox_api.models.common import (
+    Command,
+    Environment,
+    ForeignText,
+    Label,
+    LabelName,
+    Page,
+    Seconds,
+    Strict,
+    Text,
+    UserName,
+)
 from sandbox_api.models.gpus import AskedGpu
 from sandbox_api.models.network import AskedPolicy, asked
 from sandbox_api.models.volumes import MountedVolume, MountPath
@@ -72,7 +83,7 @@ class Termination(BaseModel):
 
     reason: Reason
     exit_code: int | None = None
-    detail: str = ""
+    detail: ForeignText = ""
 
 
 class Sandbox(BaseModel):

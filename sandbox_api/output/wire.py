@@ -6,6 +6,7 @@ import struct
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from common.text import clean_json
 from isolation.execlog import Event, EventType, Gap
 
 JSON_PROTOCOL: Final = "isobox.v1.json"
@@ -32,7 +33,7 @@ def document(event: Event | Gap) -> dict[str, Any]:
     when = datetime.fromtimestamp(event.t_us / 1e6, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     head = {"seq": event.seq, "t": when, "type": _NAMES[event.type]}
     if event.type not in _OUTPUT:
-        data = json.loads(event.payload)
+        data = clean_json(json.loads(event.payload))
         # A sandbox's own events carry their type in the payload.
         return head | ({"type": data.pop("type")} if "type" in data else {}) | {"data": data}
     try:

@@ -8,6 +8,8 @@ would act on the whole origin are left out.
 from collections.abc import Iterable
 from typing import Final
 
+from sandbox_api.proxy.redirects import refresh, relocated
+
 Headers = list[tuple[bytes, bytes]]
 
 FORWARDED_AUTHORIZATION: Final = b"x-isobox-forward-authorization"
@@ -43,17 +45,46 @@ _WEBSOCKET: Final = frozenset(
         b"sec-websocket-accept",
     }
 )
-_NOT_OUT: Final = frozenset(
+_ORIGIN_WIDE: Final = frozenset(
     {
+        b"accept-ch",  # a browser keeps these for the origin …
+        b"accept-ch-lifetime",
+        b"activate-storage-access",
+        b"alt-svc",  # … and would speak to a server of the program's choice in the API's place
+        b"alternate-protocol",
         b"clear-site-data",
-        b"content-security-policy-report-only",
-        b"date",  # the server's own is there
+        b"critical-ch",
+        b"expect-ct",
+        b"expect-staple",
+        b"nel",
+        b"observe-browsing-topics",
+        b"origin-agent-cluster",
         b"public-key-pins",
+        b"public-key-pins-report-only",
+        b"report-to",
+        b"reporting-endpoints",
         b"service-worker-allowed",
+        b"set-cookie2",
+        b"set-login",
+        b"shared-storage-write",
         b"strict-transport-security",
-        b"x-request-id",
+        b"use-as-dictionary",  # of all answers of the origin that its pattern matches
+        b"www-authenticate",  # a browser asks for a password in the API's name, and sends it there
+        b"authentication-info",
     }
 )
+"""Headers of an answer that act on the whole origin, which is the API's."""
+
+_ORIGIN_WIDE_PREFIXES: Final = (b"ad-auction-", b"attribution-reporting-", b"sec-", b"secure-session-")
+_FOR_SERVERS: Final = (b"x-accel-", b"x-lighttpd-", b"x-litespeed-", b"x-reproxy-", b"x-sendfile")
+"""Orders to a web server in front of the API, for example to send a file of its machine."""
+
+_NOT_OUT: Final = _ORIGIN_WIDE | {
+    b"content-security-policy-report-only",
+    b"date",  # the server's own is there
+    b"x-request-id",
+}
+_BUFFERING: Final = b"x-accel-buffering"
 _SANDBOXED: Final = b"sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
 
 
@@ -81,21 +112,28 @@ def request_headers(headers: Headers, *, port: int, prefix: str, scheme: str, cl
     ]
 
 
-def response_headers(headers: Headers, *, port: int, prefix: str) -> Headers:
-    """What the client is sent."""
+def response_headers(headers: Headers, *, port: int, prefix: str, host: bytes = b"", path: bytes = b"/") -> Headers:
+    """What the client is sent; host is what it calls the API, path its request's below the prefix.
+
+    What acts on the answer alone passes: CORS, framing and isolation of its document, caching, Link, Refresh. A page
+    could do as much by script, in the origin of its own that it is given.
+    """
     left_out = _HOP | _NOT_OUT | _named_by_connection(headers)
+    root = prefix.encode()
     passed: Headers = []
     policies = [_SANDBOXED]
     for name, value in headers:
         lower = name.lower()
-        if lower in left_out:
+        if lower in left_out or (lower.startswith((*_ORIGIN_WIDE_PREFIXES, *_FOR_SERVERS)) and lower != _BUFFERING):
             continue
         if lower == b"content-security-policy":
             policies.append(value)
         elif lower == b"set-cookie":
-            passed.append((lower, _bound(value, prefix.encode())))
+            passed.append((lower, _bound(value, root)))
         elif lower == b"location":
-            passed.append((lower, _relocated(value, port, prefix.encode())))
+            passed.append((lower, relocated(value, port=port, prefix=root, host=host, path=path)))
+        elif lower == b"refresh":
+            passed.append((lower, refresh(value, port=port, prefix=root, host=host, path=path)))
         else:
             passed.append((lower, value))
     passed += [(b"content-security-policy", policy) for policy in policies]
@@ -106,19 +144,10 @@ def response_headers(headers: Headers, *, port: int, prefix: str) -> Headers:
 def _bound(cookie: bytes, prefix: bytes) -> bytes:
     """A cookie that goes to this port alone."""
     first, *attributes = [part.strip() for part in cookie.split(b";")]
-    path = next((a.partition(b"=")[2] for a in attributes if a.lower().startswith(b"path=")), b"/")
-    kept = [a for a in attributes if not a.lower().startswith((b"path=", b"domain="))]
+    named = [(attribute.partition(b"=")[0].strip().lower(), attribute) for attribute in attributes]
+    path = next((attribute.partition(b"=")[2].strip() for name, attribute in named if name == b"path"), b"/")
+    kept = [attribute for name, attribute in named if name not in (b"path", b"domain")]
     return b"; ".join([first, *kept, b"Path=" + prefix + (path if path.startswith(b"/") else b"/")])
-
-
-def _relocated(location: bytes, port: int, prefix: bytes) -> bytes:
-    """A redirect within the program stays within it."""
-    for origin in (f"http://localhost:{port}", f"http://127.0.0.1:{port}"):
-        if location == origin.encode() or location.startswith(origin.encode() + b"/"):
-            location = location[len(origin) :] or b"/"
-    if location.startswith(b"/") and not location.startswith(b"//"):
-        return prefix + location
-    return location
 
 
 def subprotocols(offered: Iterable[str], *, key_prefix: str) -> list[str]:

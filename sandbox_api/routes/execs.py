@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from sandbox_api.models.execs import Exec, ExecPage, ExecRequest, SignalRequest, StdinReceipt
 from sandbox_api.problems import not_found
+from sandbox_api.readable import readable
 from sandbox_api.routes.context import ExecId, SandboxId, Tenant, Use, problems
 from sandbox_api.services.cursor import decode_cursor, encode_cursor
 from sandbox_api.services.exec_views import describe_exec
@@ -39,10 +40,9 @@ async def list_(
     if len(records) > limit:
         records = records[:limit]
         following = encode_cursor(records[-1].created_at, records[-1].id)
-    shown = [
-        describe_exec(record, use.execs.log_path(record), None) for record in records if record.state != "starting"
-    ]
-    return ExecPage(execs=shown, next_cursor=following)
+    told = [record for record in records if record.state != "starting"]
+    shown = readable(told, lambda record: describe_exec(record, use.execs.log_path(record), None))
+    return ExecPage(execs=[*shown], next_cursor=following)
 
 
 @router.get("/execs/{exec_id}", responses=problems())

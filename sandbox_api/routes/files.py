@@ -3,8 +3,8 @@
 import asyncio
 import base64
 import contextlib
+import errno
 import os
-import re
 from collections.abc import AsyncIterator
 from typing import Annotated
 from urllib.parse import unquote_to_bytes
@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response, WebSoc
 from fastapi.responses import StreamingResponse
 from starlette.requests import HTTPConnection
 
-from isolation.files import Entry
+from isolation.files import Entry, FileFailed
 from sandbox_api.archives import MEDIA_TYPES, Format, packed, unpacked
 from sandbox_api.edits import EditMismatch, Replace, apply
 from sandbox_api.models.common import UserName
@@ -29,13 +29,13 @@ from sandbox_api.models.files import (
     Move,
 )
 from sandbox_api.problems import Problem, invalid
+from sandbox_api.ranges import parse_range
 from sandbox_api.routes.context import SandboxId, Services, Tenant, Use, problems
 from sandbox_api.routes.streams import accept, send_all
 
 router = APIRouter(prefix="/v1/sandboxes/{sandbox_id}/files", tags=["files"])
 _PAGE = 1000
 _DESCRIBED_HERE = 500
-_RANGE = re.compile(r"^bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))$")
 
 PathParameter = Annotated[str, Query(alias="path", min_length=1, max_length=4095)]
 UserParameter = Annotated[UserName | None, Query(alias="user")]
@@ -74,7 +74,7 @@ async def _user(use: Services, tenant: str, sandbox_id: str, user: str | None) -
     return user or live.record.user
 
 
-@router.get("", responses=problems(403, 409, 416), response_class=Response)
+@router.get("", responses=problems(403, 409, 416, 503, 504), response_class=Response)
 async def read(
     use: Use,
     tenant: Tenant,
@@ -82,22 +82,28 @@ async def read(
     path: Path,
     user: UserParameter = None,
     range_: Annotated[str | None, Header(alias="Range", max_length=100)] = None,
+    if_range: Annotated[str | None, Header(alias="If-Range")] = None,
 ) -> Response:
-    """A file's bytes; one `Range` of bytes is honoured."""
-    offset, length = _parse_range(range_)
+    """A file's bytes; one `Range` of bytes is honoured, without `If-Range`: files have no validators."""
+    wanted = parse_range(range_ if if_range is None else None)
+    offset, length = wanted or (0, -1)
     who = await _user(use, tenant, sandbox_id, user)
     contents = use.host.files.read(sandbox_id, path, offset, length, who)
     entry = await anext(contents)
     assert isinstance(entry, Entry)
     headers = {"Accept-Ranges": "bytes", "X-Isobox-Mode": f"{entry.mode:04o}"}
-    if range_ is None:
+    if wanted is None:
         # A file may grow or shrink while it is read: no Content-Length is promised but for what was asked for.
         return StreamingResponse(_pieces(contents), media_type="application/octet-stream", headers=headers)
     begin = max(0, entry.size + offset) if offset < 0 else offset
     if begin >= entry.size and entry.size >= 0:
         await contents.aclose()  # type: ignore[attr-defined]  # it is an async generator
         raise Problem(
-            416, "range_not_satisfiable", f"the file has {entry.size} bytes", hint="ask for a range inside it"
+            416,
+            "range_not_satisfiable",
+            f"the file has {entry.size} bytes",
+            hint="ask for a range inside it",
+            headers={"Content-Range": f"bytes */{entry.size}"},
         )
     end = entry.size if length < 0 else min(entry.size, begin + length)
     headers["Content-Range"] = f"bytes {begin}-{end - 1}/{entry.size}"
@@ -111,22 +117,7 @@ async def _pieces(contents: AsyncIterator[Entry | bytes]) -> AsyncIterator[bytes
             yield piece
 
 
-def _parse_range(text: str | None) -> tuple[int, int]:
-    """(offset, length) of a Range header; a negative offset counts from the end, length -1 means all."""
-    if text is None:
-        return 0, -1
-    match = _RANGE.match(text.strip())
-    if match is None:
-        raise Problem(416, "range_not_satisfiable", "Range is not bytes=FIRST-LAST", hint="ask for one range of bytes")
-    first, last, suffix = match.groups()
-    if suffix is not None:
-        return -int(suffix), -1
-    if last and int(last) < int(first):
-        raise Problem(416, "range_not_satisfiable", "Range ends before it begins")
-    return int(first), int(last) - int(first) + 1 if last else -1
-
-
-@router.put("", status_code=201, responses=problems(403, 409, 507))
+@router.put("", status_code=201, responses=problems(403, 409, 503, 504, 507))
 async def write(
     use: Use,
     tenant: Tenant,
@@ -145,7 +136,7 @@ async def write(
     return FileInfo.of(entry, path)
 
 
-@router.delete("", status_code=204, responses=problems(403, 409))
+@router.delete("", status_code=204, responses=problems(403, 409, 503, 504))
 async def delete(
     use: Use,
     tenant: Tenant,
@@ -161,7 +152,7 @@ async def delete(
     await use.host.files.remove(sandbox_id, path, recursive, who)
 
 
-@router.get("/list", responses=problems(403, 409), response_model=FileList)
+@router.get("/list", responses=problems(403, 409, 503, 504), response_model=FileList)
 async def list_(
     use: Use,
     tenant: Tenant,
@@ -195,7 +186,7 @@ async def listed(entries: list[Entry], path: str, *, in_order: bool, next_cursor
     return Response(body, media_type="application/json")
 
 
-@router.get("/stat", responses=problems(403, 409))
+@router.get("/stat", responses=problems(403, 409, 503, 504))
 async def stat(use: Use, tenant: Tenant, sandbox_id: SandboxId, path: Path, user: UserParameter = None) -> FileInfo:
     """A file's own data; a link is not followed."""
     who = await _user(use, tenant, sandbox_id, user)
@@ -205,6 +196,8 @@ async def stat(use: Use, tenant: Tenant, sandbox_id: SandboxId, path: Path, user
 async def _page(use: Services, sandbox_id: str, path: str, cursor: str, limit: int, who: str) -> Response:
     try:
         after = os.fsdecode(base64.b64decode(cursor, altchars=b"-_", validate=True))
+        if "\0" in after:
+            raise ValueError("NUL in a name")
     except ValueError:
         raise invalid("the cursor is none of ours", "use next_cursor of the page before") from None
     entries = await use.host.files.page(sandbox_id, path, after, limit, who)
@@ -213,7 +206,7 @@ async def _page(use: Services, sandbox_id: str, path: str, cursor: str, limit: i
     return await listed(entries, path, in_order=False, next_cursor=next_cursor)
 
 
-@router.post("/mkdir", status_code=201, responses=problems(403, 409))
+@router.post("/mkdir", status_code=201, responses=problems(403, 409, 503, 504))
 async def mkdir(use: Use, tenant: Tenant, sandbox_id: SandboxId, request: MakeDirectory) -> FileInfo:
     """Make a folder, with parents (the default) those above it too; one that is there already is fine then."""
     path = checked_path(request.located)
@@ -221,7 +214,7 @@ async def mkdir(use: Use, tenant: Tenant, sandbox_id: SandboxId, request: MakeDi
     return FileInfo.of(await use.host.files.mkdir(sandbox_id, path, request.parents, who), path)
 
 
-@router.post("/move", responses=problems(403, 409, 507))
+@router.post("/move", responses=problems(403, 409, 503, 504, 507))
 async def move(use: Use, tenant: Tenant, sandbox_id: SandboxId, request: Move) -> FileInfo:
     """Give a file or folder another name; folders above it are made."""
     path, to = checked_path(request.located), checked_path(request.to)
@@ -229,7 +222,7 @@ async def move(use: Use, tenant: Tenant, sandbox_id: SandboxId, request: Move) -
     return FileInfo.of(await use.host.files.move(sandbox_id, path, to, request.overwrite, who), to)
 
 
-@router.post("/copy", status_code=201, responses=problems(403, 409, 507))
+@router.post("/copy", status_code=201, responses=problems(403, 409, 503, 504, 507))
 async def copy(use: Use, tenant: Tenant, sandbox_id: SandboxId, request: Move) -> FileInfo:
     """Copy a file, or a folder and all that it holds; the copy takes its name when it is whole."""
     path, to = checked_path(request.located), checked_path(request.to)
@@ -237,7 +230,7 @@ async def copy(use: Use, tenant: Tenant, sandbox_id: SandboxId, request: Move) -
     return FileInfo.of(await use.host.files.copy(sandbox_id, path, to, request.overwrite, who), to)
 
 
-@router.post("/chmod", responses=problems(403, 409))
+@router.post("/chmod", responses=problems(403, 409, 503, 504))
 async def chmod(use: Use, tenant: Tenant, sandbox_id: SandboxId, request: ChangeMode) -> FileInfo:
     """Set permissions; with recursive of all below too. Links are left alone."""
     path = checked_path(request.located)
@@ -246,7 +239,7 @@ async def chmod(use: Use, tenant: Tenant, sandbox_id: SandboxId, request: Change
     return FileInfo.of(entry, path)
 
 
-@router.post("/edit", responses=problems(403, 409, 507))
+@router.post("/edit", responses=problems(403, 409, 503, 504, 507))
 async def edit(use: Use, tenant: Tenant, sandbox_id: SandboxId, request: Edit) -> Edited:
     """Replace text in a file: all edits or none, and nothing that somebody else wrote meanwhile is lost."""
     path = checked_path(request.located)
@@ -271,7 +264,7 @@ async def edit(use: Use, tenant: Tenant, sandbox_id: SandboxId, request: Edit) -
     return Edited(file=FileInfo.of(entry, path), replaced=sum(each.count for each in replacements))
 
 
-@router.get("/archive", responses=problems(403, 409), response_class=Response)
+@router.get("/archive", responses=problems(403, 409, 503, 504), response_class=Response)
 async def read_archive(
     use: Use,
     tenant: Tenant,
@@ -287,7 +280,7 @@ async def read_archive(
     return StreamingResponse(packed(_pieces(contents), how), media_type=MEDIA_TYPES[how])
 
 
-@router.put("/archive", status_code=201, responses=problems(403, 409, 507))
+@router.put("/archive", status_code=201, responses=problems(403, 409, 503, 504, 507))
 async def write_archive(
     use: Use,
     tenant: Tenant,
@@ -302,7 +295,13 @@ async def write_archive(
     With owners, members belong to whom the archive says; that is for root alone.
     """
     who = await _user(use, tenant, sandbox_id, user)
-    entry = await use.host.files.unpack(sandbox_id, path, owners, unpacked(request.stream()), who)
+    try:
+        entry = await use.host.files.unpack(sandbox_id, path, owners, unpacked(request.stream()), who)
+    except FileFailed as error:
+        if error.errno == errno.EINVAL:  # a header of no archive, as guest/tar.c tells it
+            hint = "send a tar, tar.gz or tar.zst archive"
+            raise Problem(400, "archive_invalid", "a member of the archive has no valid header", hint=hint) from error
+        raise
     return FileInfo.of(entry, path)
 
 

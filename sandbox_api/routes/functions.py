@@ -22,6 +22,7 @@ from sandbox_api.models.functions import (
     RunNews,
 )
 from sandbox_api.models.sandboxes import Sandbox
+from sandbox_api.readable import readable
 from sandbox_api.routes.context import Tenant, Use, problems
 from sandbox_api.services.sandboxes import describe
 
@@ -43,7 +44,7 @@ async def create(use: Use, tenant: Tenant, request: CreateFunction) -> Function:
 @router.get("/v1/functions", responses=problems())
 async def list_(use: Use, tenant: Tenant) -> FunctionPage:
     """The tenant's functions, the newest first."""
-    return FunctionPage(functions=[use.functions.describe(each) for each in await use.functions.all(tenant)])
+    return FunctionPage(functions=[*readable(await use.functions.all(tenant), use.functions.describe)])
 
 
 @router.get("/v1/functions/{function_id}", responses=problems())

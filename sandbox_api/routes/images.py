@@ -8,6 +8,7 @@ from fastapi.responses import StreamingResponse
 
 from sandbox_api.models.images import ChangedFile, CreateImage, Image, ImageDiff, ImagePage, Pushed, PushImage
 from sandbox_api.problems import Problem, not_found
+from sandbox_api.readable import readable
 from sandbox_api.routes.context import AnyCaller, Operator, Tenant, Use, problems
 from sandbox_api.routes.streams import After, LastEventId, sse
 from sandbox_api.services.images import describe
@@ -36,7 +37,7 @@ async def list_(
 ) -> ImagePage:
     """Images: the tenant's, the newest first, then the machine's; base images beyond them are built on first use."""
     records, cursor = await use.images.search(tenant, cursor, limit)
-    return ImagePage(images=[describe(each) for each in records], next_cursor=cursor)
+    return ImagePage(images=[*readable(records, describe)], next_cursor=cursor)
 
 
 @router.get("/{image}", responses=problems())

@@ -15,6 +15,7 @@ from sandbox_api.models.network import (
     SecretList,
     asked,
 )
+from sandbox_api.readable import readable
 from sandbox_api.routes.context import SandboxId, Tenant, Use, problems
 from sandbox_api.store.records import SandboxRecord, SecretRecord
 
@@ -45,7 +46,7 @@ async def log(
 ) -> AuditPage:
     """What was let through and what was refused, each decision; with wait_s it waits for the next one."""
     records, last = await use.egress.log(tenant, sandbox_id, after, limit, wait_s)
-    return AuditPage(records=[AuditRecord(**each) for each in records], next=last)
+    return AuditPage(records=[*readable(records, lambda record: AuditRecord(**record))], next=last)
 
 
 @router.get("/v1/secrets", responses=problems())

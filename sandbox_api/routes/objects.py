@@ -21,6 +21,7 @@ from sandbox_api.models.objects import (
     Taken,
     Values,
 )
+from sandbox_api.readable import readable
 from sandbox_api.routes.context import Services, Tenant, Use, problems
 from sandbox_api.store.objects import Kind, ObjectRecord
 
@@ -47,7 +48,7 @@ def _common(kind: Kind) -> None:
         return _describe(use, use.objects.create(tenant, kind, name, request.ttl_s))
 
     async def list_(use: Use, tenant: Tenant) -> ObjectPage:
-        return ObjectPage(objects=[_describe(use, each) for each in use.objects.all(tenant, kind)])
+        return ObjectPage(objects=[*readable(use.objects.all(tenant, kind), lambda record: _describe(use, record))])
 
     async def get(use: Use, tenant: Tenant, name: Name) -> Object:
         return _describe(use, use.objects.get(tenant, kind, name))

@@ -28,10 +28,14 @@ class Place:
     port: int
     prefix: str
 
-    def target(self, scope: Any) -> bytes:
-        """The path as the client wrote it, escapes and all, below the prefix."""
+    def below(self, scope: Any) -> bytes:
+        """The path as the client wrote it, escapes and all, below the prefix; empty for the prefix itself."""
         raw: bytes = scope.get("raw_path") or scope["path"].encode()
-        path = raw.partition(b"?")[0][len(self.prefix) :] or b"/"
+        return raw.partition(b"?")[0][len(self.prefix) :]
+
+    def target(self, scope: Any) -> bytes:
+        """The same with its query, as the program is asked."""
+        path = self.below(scope) or b"/"
         query: bytes = scope.get("query_string", b"")
         return path + b"?" + query if query else path
 
@@ -133,7 +137,9 @@ async def pass_http(
                 yield piece
 
     response = StreamingResponse(body(), answer.status)
-    response.raw_headers = response_headers(answer.headers, port=place.port, prefix=place.prefix)
+    path = place.below(request.scope)
+    host = request.headers.get("host", "").encode("latin-1")
+    response.raw_headers = response_headers(answer.headers, port=place.port, prefix=place.prefix, host=host, path=path)
     return response
 
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query
 from sandbox_api.lifecycle import State
 from sandbox_api.models.sandboxes import CreateSandbox, PatchSandbox, Sandbox, SandboxPage, Stats
 from sandbox_api.problems import invalid
+from sandbox_api.readable import readable
 from sandbox_api.routes.context import SandboxId, Tenant, Use, problems
 from sandbox_api.services.sandboxes import describe
 
@@ -38,7 +39,7 @@ async def list_(
             raise invalid(f"label={each!r} is not name:value", "for example label=project:demo")
         labels[name] = value
     records, cursor = await use.sandboxes.search(tenant, state=state, labels=labels, cursor=cursor, limit=limit)
-    return SandboxPage(sandboxes=[describe(record) for record in records], next_cursor=cursor)
+    return SandboxPage(sandboxes=[*readable(records, describe)], next_cursor=cursor)
 
 
 @router.get("/{sandbox_id}", responses=problems())

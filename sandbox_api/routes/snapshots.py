@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from sandbox_api.models.snapshots import CreateSnapshot, Fork, ForkRequest, Snapshot, SnapshotPage
+from sandbox_api.readable import readable
 from sandbox_api.routes.context import SandboxId, SnapshotId, Tenant, Use, problems
 from sandbox_api.services.copies import describe
 from sandbox_api.services.sandboxes import describe as describe_sandbox
@@ -34,7 +35,7 @@ async def list_(
 ) -> SnapshotPage:
     """Snapshots, the newest first."""
     records, cursor = await use.copies.search(tenant, cursor, limit)
-    return SnapshotPage(snapshots=[describe(each) for each in records], next_cursor=cursor)
+    return SnapshotPage(snapshots=[*readable(records, describe)], next_cursor=cursor)
 
 
 @router.get("/snapshots/{snapshot_id}", responses=problems())

@@ -9,6 +9,7 @@ from fastapi.responses import StreamingResponse
 from sandbox_api.archives import MEDIA_TYPES, Format, packed
 from sandbox_api.models.files import FileList
 from sandbox_api.models.volumes import CreateVolume, RestoreVolume, SnapshotVolume, Volume, VolumePage, VolumePath
+from sandbox_api.readable import readable
 from sandbox_api.routes.context import SandboxId, Tenant, Use, problems
 from sandbox_api.routes.files import listed
 from sandbox_api.services.volumes import describe
@@ -27,7 +28,7 @@ async def create(use: Use, tenant: Tenant, request: CreateVolume) -> Volume:
 @router.get("/v1/volumes", responses=problems())
 async def list_(use: Use, tenant: Tenant) -> VolumePage:
     """The tenant's volumes, by name."""
-    return VolumePage(volumes=[describe(each) for each in await use.volumes.all(tenant)])
+    return VolumePage(volumes=[*readable(await use.volumes.all(tenant), describe)])
 
 
 @router.get("/v1/volumes/{name}", responses=problems())

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 
 from sandbox_api.problems import invalid
 
@@ -17,6 +18,8 @@ def decode_cursor(cursor: str | None) -> tuple[float, str] | None:
         return None
     try:
         moment, id_ = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        return float(moment), str(id_)
-    except (ValueError, TypeError) as error:
+        if not isinstance(id_, str) or not id_.isascii() or not math.isfinite(moment):
+            raise ValueError("not as encode_cursor makes it")
+        return float(moment), id_
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise invalid("cursor is not one of ours", "pass next_cursor of the previous page, unchanged") from error

@@ -1,17 +1,13 @@
-"""How execs end, and how some never begin: the record, the log's last events, the refusal."""
+"""How execs end: the record, and the log's last events."""
 
 import contextlib
-import errno
 import json
 from pathlib import Path
 
-from isolation.channel.frames import Stage
-from isolation.channel.link import StartFailed
 from isolation.execlog import EventType, LogReader
 from sandbox_api.diagnose import limits
 from sandbox_api.diagnose.diagnose import STDERR_READ, diagnose
 from sandbox_api.host.interface import ExecEnd
-from sandbox_api.problems import Problem, invalid
 from sandbox_api.store.records import ExecRecord
 
 
@@ -53,32 +49,3 @@ def last_events(record: ExecRecord) -> list[tuple[EventType, bytes]]:
     }
     events.append((EventType.EXIT, json.dumps(said).encode()))
     return events
-
-
-def refusal(error: StartFailed) -> Problem:
-    """Why it never began, other than for want of its program."""
-    if error.stage == Stage.CWD:
-        return Problem(
-            422,
-            "workdir_unusable",
-            f"workdir: {error.detail.partition(': ')[2]}",
-            hint="create it first, or choose another",
-        )
-    if error.stage == Stage.USER:
-        if error.errno == errno.EPERM:
-            return Problem(403, "root_forbidden", "this server runs nothing as root", hint="leave `user` out")
-        return Problem(
-            422,
-            "user_unknown",
-            "there is no such user or group in the sandbox",
-            hint="see its /etc/passwd and /etc/group",
-        )
-    if error.stage == Stage.REQUEST:
-        return invalid("the sandbox cannot take this request", "shorten argv and env")
-    return Problem(
-        503,
-        "start_failed",
-        f"the process could not be started: {error.detail}",
-        hint="the sandbox is short of processes or memory: end some, or create it larger",
-        retryable=True,
-    )

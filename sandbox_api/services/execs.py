@@ -18,9 +18,9 @@ from sandbox_api.host.interface import ExecEnd, ExecSpec, Host, KnownExec, Termi
 from sandbox_api.metrics import Metrics
 from sandbox_api.models.execs import ExecError, ExecRequest
 from sandbox_api.output.follow import follow
-from sandbox_api.problems import Problem, invalid, not_found
+from sandbox_api.problems import Problem, invalid, not_found, start_failed
 from sandbox_api.services.egress import EgressService
-from sandbox_api.services.exec_ends import conclude, last_events, refusal
+from sandbox_api.services.exec_ends import conclude, last_events
 from sandbox_api.services.gpus import environment
 from sandbox_api.services.openlog import OpenLog
 from sandbox_api.services.registry import Live, Registry
@@ -148,7 +148,7 @@ class ExecService:
         if error.stage != Stage.EXEC:
             live.execs.pop(record.id, None)
             await self._store.forget_exec(record.id)
-            raise refusal(error)
+            raise start_failed(error)
         # A log of its own, so that followers and late readers find what everybody finds.
         now = time.time()
         record.started_at = now

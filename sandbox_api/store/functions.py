@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from sandbox_api.readable import readable
+
 InputState = Literal["queued", "running", "ended"]
 
 
@@ -216,7 +218,7 @@ class FunctionStore:
             f"select doc from functions {where} order by created_at desc limit ?",  # noqa: S608  # our own words
             [*values, limit],
         )
-        return [FunctionRecord(**json.loads(row[0])) for row in rows]
+        return [*readable(rows, lambda row: FunctionRecord(**json.loads(row[0])))]
 
     def forget_function(self, id_: str) -> None:
         """Delete the record."""
@@ -233,7 +235,8 @@ class FunctionStore:
     def apps(self, tenant: str | None = None) -> list[AppRecord]:
         """A tenant's by name, or all."""
         rows = self._db.execute("select tenant, doc from apps order by name").fetchall()
-        return [AppRecord(**json.loads(doc)) for whose, doc in rows if tenant in (None, whose)]
+        docs = [doc for whose, doc in rows if tenant in (None, whose)]
+        return [*readable(docs, lambda doc: AppRecord(**json.loads(doc)))]
 
     def app(self, tenant: str, name: str) -> AppRecord | None:
         """One of the tenant's."""
@@ -250,7 +253,8 @@ class FunctionStore:
 
     def runs(self) -> list[RunRecord]:
         """All."""
-        return [RunRecord(**json.loads(row[0])) for row in self._db.execute("select doc from runs")]
+        rows = self._db.execute("select doc from runs")
+        return [*readable(rows, lambda row: RunRecord(**json.loads(row[0])))]
 
     def forget_run(self, id_: str) -> None:
         """Delete the record."""
@@ -265,7 +269,8 @@ class FunctionStore:
 
     def begun(self) -> list[BegunRecord]:
         """All."""
-        return [BegunRecord(**json.loads(row[0])) for row in self._db.execute("select doc from begun")]
+        rows = self._db.execute("select doc from begun")
+        return [*readable(rows, lambda row: BegunRecord(**json.loads(row[0])))]
 
     def forget_begun(self, record: BegunRecord) -> None:
         """Delete the record."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from sandbox_api.readable import readable
+
 Kind = Literal["dict", "queue"]
 SCHEMA = """
 create table objects (id text primary key, tenant text not null, kind text not null, name text not null,
@@ -75,7 +77,7 @@ class ObjectStore:
     def all(self, tenant: str | None, kind: Kind | None = None) -> list[ObjectRecord]:
         """A tenant's by name, or everybody's."""
         rows = self._db.execute("select doc from objects order by name").fetchall()
-        found = [ObjectRecord(**json.loads(row[0])) for row in rows]
+        found = readable(rows, lambda row: ObjectRecord(**json.loads(row[0])))
         return [each for each in found if tenant in (None, each.tenant) and kind in (None, each.kind)]
 
     def forget(self, id_: str) -> None:

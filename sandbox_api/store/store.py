@@ -9,11 +9,13 @@ import asyncio
 import json
 import sqlite3
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sandbox_api.lifecycle import FINAL, State
+from sandbox_api.readable import readable
 from sandbox_api.store import functions, objects
 from sandbox_api.store.records import (
     ContextRecord,
@@ -26,6 +28,7 @@ from sandbox_api.store.records import (
     VolumeRecord,
 )
 
+Record = TypeVar("Record")
 _SCHEMA_VERSION: Final = 7
 _SCHEMA: Final = (
     """
@@ -100,6 +103,11 @@ def _exec(doc: str) -> ExecRecord:
     return ExecRecord(**json.loads(doc))
 
 
+def _all(kind: Callable[..., Record], rows: Iterable[tuple[str]]) -> list[Record]:
+    """The records of a list's rows; one that cannot be read does not spoil it."""
+    return [*readable(rows, lambda row: kind(**json.loads(row[0])))]
+
+
 class Store:
     """See the module. Every method may raise sqlite3.Error."""
 
@@ -170,7 +178,7 @@ class Store:
             query += " and (created_at, id) < (?, ?)"
             parameters += before
         rows = self._db.execute(query + " order by created_at desc, id desc limit ?", [*parameters, limit])
-        return [_sandbox(row[0]) for row in rows]
+        return [*readable(rows, lambda row: _sandbox(row[0]))]
 
     async def unfinished_sandboxes(self) -> list[SandboxRecord]:
         """All tenants' that an earlier server left alive."""
@@ -220,7 +228,7 @@ class Store:
             " and coalesce(json_extract(doc, '$.role'), 'exec') != 'context' order by created_at desc, id desc limit ?",
             (sandbox_id, *(before or (1e18, "")), limit),
         )
-        return [_exec(row[0]) for row in rows]
+        return _all(ExecRecord, rows)
 
     async def unfinished_execs(self, sandbox_id: str) -> list[ExecRecord]:
         """Those of a sandbox that have not ended."""
@@ -266,7 +274,7 @@ class Store:
             " order by created_at desc, id desc limit ?",
             (tenant, *(before or (1e18, "")), limit),
         )
-        return [_snapshot(row[0]) for row in rows]
+        return [*readable(rows, lambda row: _snapshot(row[0]))]
 
     async def all_snapshots(self, *, expired_at: float | None = None) -> list[str]:
         """Ids of all tenants' snapshots, or of those whose time is over at a moment."""
@@ -278,7 +286,7 @@ class Store:
     async def template_snapshots(self) -> list[SnapshotRecord]:
         """All tenants' that were marked as templates."""
         rows = self._db.execute("select doc from snapshots where json_extract(doc, '$.template')")
-        return [_snapshot(row[0]) for row in rows]
+        return [*readable(rows, lambda row: _snapshot(row[0]))]
 
     async def snapshot_bytes(self, tenant: str | None) -> int:
         """What a tenant's snapshots take on disk, or with None all."""
@@ -314,7 +322,7 @@ class Store:
             " order by started_at desc, sandbox desc limit ?",
             (tenant, until, since, limit),
         )
-        return [UsageRecord(**json.loads(row[0])) for row in rows]
+        return _all(UsageRecord, rows)
 
     async def forget_usage(self, before: float) -> None:
         """Delete that of sandboxes that ended before a moment."""
@@ -349,7 +357,7 @@ class Store:
             " order by created_at desc, id desc limit ?",
             (tenant, *(before or (1e18, "")), limit),
         )
-        return [ImageRecord(**json.loads(row[0])) for row in rows]
+        return _all(ImageRecord, rows)
 
     async def unfinished_images(self) -> list[ImageRecord]:
         """All tenants' that an earlier server was making."""
@@ -410,7 +418,7 @@ class Store:
     async def volumes(self, tenant: str) -> list[VolumeRecord]:
         """The tenant's, by name."""
         rows = self._db.execute("select doc from volumes where tenant = ? order by name", (tenant,))
-        return [VolumeRecord(**json.loads(row[0])) for row in rows]
+        return _all(VolumeRecord, rows)
 
     async def forget_volume(self, id_: str) -> None:
         """Delete the record."""

@@ -16,6 +16,7 @@ from sandbox_api.functions import schedule
 from sandbox_api.models.common import time_of
 from sandbox_api.models.functions import AppFunction, AppInfo, AppVersion, Argument, CreateCall, Deploy, Schedule
 from sandbox_api.problems import Problem, invalid, not_found
+from sandbox_api.readable import readable
 from sandbox_api.services.functions.service import FunctionService
 from sandbox_api.services.registry import Registry
 from sandbox_api.store.functions import AppRecord
@@ -106,7 +107,7 @@ class AppService:
 
     async def all(self, tenant: str) -> list[AppInfo]:
         """The tenant's, by name."""
-        return [self._describe(each) for each in self._store.apps(tenant)]
+        return [*readable(self._store.apps(tenant), self._describe)]
 
     def _describe(self, record: AppRecord) -> AppInfo:
         return AppInfo(

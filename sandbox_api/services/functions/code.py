@@ -62,7 +62,7 @@ class Code:
         }
         partial = self._folder / f"{new_id('req')}.partial"
         try:
-            with tarfile.open(partial, "w") as made, tarfile.open(fileobj=io.BytesIO(raw)) as given:
+            with tarfile.open(partial, "w") as made, tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as given:
                 for name, data in (self._ours | {"function.json": json.dumps(said).encode()}).items():
                     made.addfile(_member(name, len(data)), io.BytesIO(data))
                 for each in given:
