@@ -6,6 +6,7 @@ from archives import archive, info
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.text import clean_json
 from fs import documents
 from fs.errors import ImageInvalid
 from fs.oci.archive import saved_image
@@ -18,7 +19,7 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_a_document_is_read_as_it_was_written(value: object) -> None:
-    assert documents.read(json.dumps(value).encode(), "it") == value
+    assert documents.read(json.dumps(value).encode(), "it") == clean_json(value)
 
 
 @pytest.mark.parametrize(

@@ -304,7 +304,7 @@ def test_the_build_is_reproducible(tmp_path: Path) -> None:
         program.compile(tmp_path / "elsewhere" / "b")
         assert (tmp_path / "a").read_bytes() == (tmp_path / "elsewhere" / "b").read_bytes()
     parts = [build.FOLDER / name for name in (*build.INIT.sources, *build.INIT.headers)]
-    assert sum(len(path.read_text().splitlines()) for path in parts) < 1500
+    assert sum(len(path.read_text().splitlines()) for path in parts) < 1800, "PID 1 can be read in an hour"
 
 
 def test_the_reader_refuses_what_no_init_sends() -> None:
