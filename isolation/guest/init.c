@@ -793,7 +793,7 @@ int main(int argc, char **argv)
 	char id[HOST_NAME_MAX + 1] = "";
 	signal(SIGPIPE, on_sigpipe);
 	umask(022);
-	if (getpid() == 1 && !(argc > 1 && strcmp(argv[1], "namespaces") == 0) && refuse_namespaces() < 0)
+	if (getpid() == 1 && !getenv("NAMESPACES") && refuse_namespaces() < 0)
 		return 1;
 	if (getpid() == 1 && gethostname(id, sizeof id - 1) == 0)
 		tell_generation(id);
