@@ -136,8 +136,9 @@ def oci_spec(
         "hostname": hostname,
         "process": {
             "user": {"uid": 0, "gid": 0},
-            "args": [INIT_PATH, "namespaces"] if resources.namespaces else [INIT_PATH],
-            "env": [],
+            "args": [INIT_PATH],
+            # Not an argument: those must be the same in a copy, of an older server too (gVisor, restore.go).
+            "env": ["NAMESPACES=1"] if resources.namespaces else [],
             "cwd": "/",
             "noNewPrivileges": True,
             "capabilities": {
