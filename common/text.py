@@ -10,7 +10,7 @@ import os
 from typing import Any, Final
 
 DEPTH_MAX: Final = 64
-VALUES_MAX: Final = 250_000
+VALUES_MAX: Final = 100_000
 KEY_MAX: Final = 1024
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
 _ERRNO_MAX: Final = 4095

@@ -31,7 +31,9 @@ def test_an_id_or_a_path_that_no_runner_of_ours_gives_is_a_violation(line: dict[
 def test_results_are_cleaned_where_they_come_in_and_where_they_go_out() -> None:
     hostile = json.loads('{"application/json": [1e999, "\\ud800"]}')
     assert results(hostile) == {"application/json": [None, "\ufffd"]}
-    event = Event(1, EventType.RESULT, 0, json.dumps(hostile).encode())  # as an older server wrote it
+    event = Event(
+        seq=1, t_us=0, type=EventType.RESULT, payload=json.dumps(hostile).encode()
+    )  # as an older server wrote it
     for frame in (wire.text_frame(event), wire.sse_frame(event).decode()):
         frame.encode()
         assert "Infinity" not in frame
