@@ -92,7 +92,7 @@ def test_what_died_in_the_pool_is_not_given_out(own_server: Server) -> None:
     layout = cgroups.detect()
     if layout.unified is None:  # its freezer holds the signal back: as if they had died while thawed
         for folder in (own_server.state / "run").iterdir():
-            (layout.v1["freezer"] / "isobox" / folder.name / "freezer.state").write_text("THAWED")
+            (group(layout.v1["freezer"], folder.name) / "freezer.state").write_text("THAWED")
     time.sleep(0.3)
     with Sandbox.create(url=own_server.url, api_key=own_server.key) as sandbox:
         assert sandbox.exec("true").exit_code == 0
