@@ -286,17 +286,16 @@ def test_a_listing_without_an_end_keeps_neither_its_sandbox_nor_the_server_from_
     endless = Endless()
     try:
         own_server.environment["ISOBOX_BUCKETS"] = endless.url
-        own_server.start()
         mounted = {"/b": Bucket("endless", endpoint=endless.url)}
-        for ends in ("sandbox", "server"):
+        for ends_first in ("sandbox", "server"):
+            own_server.start()
             sandbox = Sandbox.create("python", volumes=mounted, **where(own_server))
             sandbox.start("ls", "/b")
             begun = endless.asked
             until(lambda begun=begun: endless.asked > begun + 5)
-            if ends == "sandbox":
+            if ends_first == "sandbox":
                 sandbox.terminate()
-            else:
-                own_server.stop()
+            own_server.stop()
             sandbox.close()
     finally:
         endless.end()
