@@ -282,21 +282,30 @@ class Endless(ThreadingHTTPServer):
         self.server_close()
 
 
+def is_quiet(endless: Endless, http: httpx.Client) -> bool:
+    """Whether it is asked nothing while the server answers some requests."""
+    asked = endless.asked
+    for _ in range(10):
+        assert http.get("/readyz").status_code == 200
+    return endless.asked == asked
+
+
 def test_a_listing_without_an_end_keeps_neither_its_sandbox_nor_the_server_from_ending(own_server: Server) -> None:
     endless = Endless()
     try:
         own_server.environment["ISOBOX_BUCKETS"] = endless.url
-        own_server.start()
         mounted = {"/b": Bucket("endless", endpoint=endless.url)}
-        for ends in ("sandbox", "server"):
+        for ends_first in ("sandbox", "server"):
+            own_server.start()
             sandbox = Sandbox.create("python", volumes=mounted, **where(own_server))
             sandbox.start("ls", "/b")
             begun = endless.asked
             until(lambda begun=begun: endless.asked > begun + 5)
-            if ends == "sandbox":
+            if ends_first == "sandbox":
                 sandbox.terminate()
-            else:
-                own_server.stop()
+                with own_server.client() as http:
+                    until(lambda http=http: is_quiet(endless, http))
+            own_server.stop()
             sandbox.close()
     finally:
         endless.end()
