@@ -83,6 +83,18 @@ def echo(data: bytes) -> bytes:
     return data
 
 
+@app.function(max_containers=1, trust="pickle")
+def type_of(x: Any) -> Any:
+    """Not data."""
+    return type(x)
+
+
+@app.function(max_containers=1)
+def by_trust(x: int) -> str:
+    """The code that calls says what it trusts, here by the decorator above."""
+    return str(type_of.remote(x).__name__)
+
+
 @app.cls(max_containers=1)
 class Scale:
     """By a factor."""

@@ -46,6 +46,7 @@ def test_functions_call_each_other(running: None, capfd: pytest.CaptureFixture[s
     assert ca.in_a_thread.remote(4) == 8
     assert ca.gathered.remote("abc") == ["a", "b", "c"]
     assert ca.by_objects.remote(2) == [6, 20]
+    assert ca.by_trust.remote(2) == "int"
     size, first = ca.heavy.remote(1 << 20)
     assert (size, len(first)) == (1 << 20, 1)
 
