@@ -36,6 +36,7 @@ _AFTER_SRCNAT: Final = 300
 """What still has an inner address here was not translated, and must not leave the machine."""
 _QUESTION_MAX: Final = 1240
 """Bytes of a question with its UDP header: longer ones would fill the resolver's queue for all."""
+_QUESTIONS_MORE: Final = 100
 _STREAMS_PER_S: Final = 50
 
 
@@ -189,12 +190,12 @@ def _closed(place: Place, number: int, dns_per_s: int | None = None) -> list[str
     """Questions to the resolver, and nothing else.
 
     All sandboxes share the resolver's queue, so a flood ends here. The gateway refuses in words what is beyond
-    `dns_per_s`, therefore twice as many reach it.
+    `dns_per_s`, therefore more than those reach it.
     """
     to = f"ip daddr {place.gateway}"
     return [
         f"{to} udp dport {DNS_PORT} udp length > {_QUESTION_MAX} drop",
-        f"{to} udp dport {DNS_PORT} {_over(2 * (dns_per_s or DNS_PER_S))} drop",
+        f"{to} udp dport {DNS_PORT} {_over(_QUESTIONS_MORE + 2 * (dns_per_s or DNS_PER_S))} drop",
         f"{to} tcp dport {DNS_PORT} ct state new {_over(_STREAMS_PER_S)} drop",
         f"{to} meta l4proto {{ tcp, udp }} th dport {DNS_PORT} accept",
         f"goto no_{number}",

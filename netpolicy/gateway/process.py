@@ -6,6 +6,7 @@ records wait. Without a server and without sandboxes it ends.
 
 import asyncio
 import ctypes
+import importlib
 import json
 import os
 import signal
@@ -295,6 +296,7 @@ def main() -> None:
     sources()
     pattern("*.example.com")
     "\N{LATIN SMALL LETTER U WITH DIAERESIS}".encode("idna")
+    importlib.import_module("concurrent.futures.thread")  # asyncio does so with the first thread
     trust = ssl.create_default_context(cafile=settings.get("trust"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     give_up_rights(int(settings["uid"]))

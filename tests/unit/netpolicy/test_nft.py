@@ -96,7 +96,7 @@ def test_a_floods_questions_end_in_the_kernel() -> None:
     for policy in ({}, {"allow": [{"cidr": "203.0.113.0/24"}]}):
         text = nft.policy(PLACE, 3, Rules(parse(policy | {"limits": {"dns_per_s": 7}})), had_quota=False)
         rules = [line.partition(" p_3 ")[2] for line in text.splitlines() if "dport 53" in line]
-        assert rules[1] == "ip daddr 198.19.4.1 udp dport 53 limit rate over 14/second burst 14 packets drop"
+        assert rules[1] == "ip daddr 198.19.4.1 udp dport 53 limit rate over 114/second burst 114 packets drop"
         assert rules[-1].endswith("th dport 53 accept"), "and then the rest is let through"
 
 
