@@ -208,12 +208,10 @@ def _packages(_: Settings) -> str:
 
 
 def _leftovers(_: Settings) -> str:
-    """What is on this machine, by whose it is; a problem where some of it is nobody's any more."""
+    """Tell what is on this machine, by whose it is; what is nobody's any more is in no server's way."""
     found = belongings(sweeping.survey())
     if left := gone(found):
-        raise IsoboxError(
-            "dead servers left " + "; ".join(each.words() for each in left), hint="run `isobox doctor --sweep`"
-        )
+        return f"dead servers left {'; '.join(each.words() for each in left)}: run `isobox doctor --sweep`"
     alive = [f"{each.owner.state or UNKNOWN} ({each.standing}, pid {each.owner.pid})" for each in found]
     return f"none; servers: {', '.join(alive) or 'none'}"
 

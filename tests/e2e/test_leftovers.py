@@ -53,9 +53,13 @@ def record(server: Server) -> owners.Owner:
     return owner
 
 
-def sweep(state: Path) -> str:
-    argv = [sys.executable, "-m", "isobox.cli.main", "doctor", "--sweep", "--only", str(state)]
+def doctor(*arguments: str) -> str:
+    argv = [sys.executable, "-m", "isobox.cli.main", "doctor", *arguments]
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=100, cwd=ROOT).stdout
+
+
+def sweep(state: Path) -> str:
+    return doctor("--sweep", "--only", str(state))
 
 
 def create(server: Server) -> str:
@@ -94,6 +98,9 @@ def test_a_dead_servers_things_are_told_and_swept_and_nobody_elses(
         assert f"pid {owner.pid}" in told[0]
         assert any(owner.state in line and "dead server" in line for line in other.log().splitlines())
 
+        line = next(line for line in doctor().splitlines() if " leftovers: " in line)
+        assert "dead servers left" in line
+        assert owner.state in line
         mine, here = create(other), record(other)
         assert "removed" in sweep(tmp_path / "state")
         assert left_of(owner) == {}
