@@ -206,7 +206,7 @@ def make_app(settings: Settings, store: Store) -> FastAPI:
         app.include_router(router)
     app.add_exception_handler(IsoboxError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(WebSocketRequestValidationError, _on_invalid_socket)  # type: ignore[arg-type]  # as it is called
+    app.add_exception_handler(WebSocketRequestValidationError, _on_invalid_socket)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_middleware(Gate, keys=Keys.load(settings.state), store=store, metrics=metrics)
     _describe(app)
