@@ -298,9 +298,9 @@ async def write_archive(
     try:
         entry = await use.host.files.unpack(sandbox_id, path, owners, unpacked(request.stream()), who)
     except FileFailed as error:
-        if error.errno == errno.EINVAL:  # a header of no archive, as guest/tar.c tells it
-            hint = "send a tar, tar.gz or tar.zst archive"
-            raise Problem(400, "archive_invalid", "a member of the archive has no valid header", hint=hint) from error
+        if error.errno == errno.EINVAL:  # guest/tar.c knows no such type of member: of noise as of a device
+            hint = "send a tar, tar.gz or tar.zst archive of files, folders and links"
+            raise Problem(409, "not_a_file", f"a member that cannot be unpacked: {error.detail}", hint=hint) from error
         raise
     return FileInfo.of(entry, path)
 
