@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 from websockets.sync.client import connect
 
-from benchmarks import copies, egress, functions, images
+from benchmarks import copies, egress, functions, images, neighbours
 from benchmarks.bare import Bare
 from benchmarks.peers import Peer, Podman, available
 from benchmarks.rows import Row, alone, beside, p99, save, table, timed
@@ -223,6 +223,8 @@ def main() -> None:
         with serving() as server:
             time.sleep(4)
             rows += functions.rows(server.url, server.key, max(ROUNDS, 200))
+        with serving() as server:
+            rows += neighbours.rows(server.url, server.key, max(ROUNDS, 100))
     finally:
         for peer in peers:
             peer.close()

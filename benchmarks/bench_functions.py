@@ -60,3 +60,14 @@ def same(x: int) -> int:
 def never_run(number: int) -> "isobox.Function[[int], int]":
     """A function that nobody has called: each has a time limit of its own, and so is another one."""
     return app.function(timeout=100 + number, max_containers=1)(same)
+
+
+@app.function(max_containers=1, timeout=600)
+def loud(seconds: float) -> None:
+    """Prints as fast as it can."""
+    import sys
+    import time
+
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        sys.stdout.write("x\n")

@@ -9,6 +9,7 @@ IsoboxError
     ├── DiskFull              there is no room for a copy; the sandbox goes on
     ├── SnapshotUnusable      a snapshot that does not fit this machine, or is not what was written
     ├── GuestUnresponsive     PID 1 did not answer within its bound; terminate still works
+    ├── HelperBroken          a program of ours inside said what ours does not say; the sandbox goes on
     ├── ChannelViolation      PID 1 sent what no init of ours sends; the sandbox is not trusted any further
     └── LimitReached          more at once than one sandbox may have
 """
@@ -46,6 +47,10 @@ class SnapshotUnusable(IsolationError):
 
 class GuestUnresponsive(IsolationError):
     """PID 1 did not answer within its bound."""
+
+
+class HelperBroken(IsolationError):
+    """A program inside, which stands where ours was put, said what ours does not say."""
 
 
 class ChannelViolation(IsolationError):

@@ -27,6 +27,7 @@ _PAGE: Final = 4096
 _HEAD: Final = struct.Struct("<8sQQ")  # magic; events up to here are kept for ever; events from here on exist
 _MAGIC: Final = b"isoboxL1"
 _RECORD: Final = struct.Struct("<BxxxIQQQQ")
+_RUN_MAX: Final = 256 << 10
 _KEEP_SIZE_PUNCH_HOLE: Final = 0x01 | 0x02  # linux/falloc.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -298,20 +299,39 @@ class LogReader:
         """
         pieces: list[bytes] = []
         begin = position = start
-        for seq, record in self._records_of(stream, start):
+        for seq, record, size in self._runs_of(stream, start, limit):
             offset = record[3 + stream]
             if not pieces:
                 begin = position = max(start, offset)
             elif offset != position or limit <= 0:
                 break
             skip = position - offset
-            piece = os.pread(self._data, min(record.size - skip, limit), record.data_offset + skip)
+            piece = os.pread(self._data, min(size - skip, limit), record.data_offset + skip)
             if not self._still_there(seq):  # dropped while we read
                 return (begin, b"".join(pieces)) if pieces else self.stream(stream, start, limit)
             pieces.append(piece)
             position += len(piece)
             limit -= len(piece)
         return begin, b"".join(pieces)
+
+    def _runs_of(self, stream: int, start: int, limit: int) -> Iterator[tuple[int, Record, int]]:
+        """Records of a stream that lie together, as one: the seq of the first, that record, and the size of all.
+
+        A program that prints byte by byte has a record for each. The kept head and what follows it are never one: of
+        those the retention drops the one alone.
+        """
+        head, _ = self._index.bounds()
+        seq, first, size = 0, None, 0
+        for at, record in self._records_of(stream, start):
+            together = first is not None and record.data_offset == first.data_offset + size and at != head + 1
+            if first is not None and together and size < min(_RUN_MAX, first.size + limit):
+                size += record.size
+                continue
+            if first is not None:
+                yield seq, first, size
+            seq, first, size = at, record, record.size
+        if first is not None:
+            yield seq, first, size
 
     def _still_there(self, seq: int) -> bool:
         head, tail = self._index.bounds()
@@ -332,6 +352,17 @@ class LogReader:
                     seq += 1
                 if not batch:
                     return
+
+    def seqs(self, type_: EventType) -> list[int]:
+        """The seqs of all events of a type that are there, by the index alone."""
+        last = self.last
+        head, tail = self._index.bounds()
+        seqs = []
+        for low, high in ((1, min(head, last)), (max(tail, head + 1), last)):
+            for begin in range(low, high + 1, 4096):
+                records = self._index.records(begin, min(4096, high - begin + 1))
+                seqs += [begin + n for n, record in enumerate(records) if record.type == type_]
+        return seqs
 
     def ending(self) -> bytes | None:
         """The payload of the exit event, if the exec has ended."""

@@ -16,6 +16,7 @@ from isolation.errors import SandboxGone
 
 Overflow = Literal["drop", "block"]
 _SIGKILL = 9
+_KILL_GRACE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class ExecSpec:
     log_limit: int = execlog.DEFAULT_LIMIT
     keeps_awake: bool = True
     """Whether its sandbox stays thawed while it lives."""
+    announcement: bytes = b""
+    """What its log begins with once it has started, JSON; b"": nothing."""
     base: tuple[int, int] = (0, 0)
     """Bytes of stdout and stderr that were written before this log begins: of a copy, those of the original."""
 
@@ -92,6 +95,8 @@ class Exec:
     def __init__(self, spec: ExecSpec, log: Path) -> None:
         self.spec = spec
         self.log = execlog.LogWriter(log, limit=spec.log_limit)
+        self.kill_grace_s = _KILL_GRACE_S
+        """How long, in seconds, PID 1 may take to tell that what was killed at its deadline has ended."""
         self.guest: GuestExec | None = None
         self.kernel_kills = 0
         """How many processes of the sandbox the kernel had killed for want of memory when it began."""
@@ -135,7 +140,11 @@ class Exec:
             cols=terminal.cols,
             timeout=timeout,
             number=number,
+            announce=self._announce if self.spec.announcement else None,
         )
+
+    def _announce(self) -> None:
+        self.append(execlog.EventType.STARTED, self.spec.announcement)
 
     def prepare_resume(self, number: int) -> GuestExec:
         """After a restart: what to give to `Link.open`."""
@@ -178,6 +187,8 @@ class Exec:
                 if not self.guest.exited.done():
                     self._timed_out = True
                     self.signal(_SIGKILL, group=True)
+                    if not await self._dies():
+                        return ExecEnd("signal", code=_SIGKILL, timed_out=True, ended_at=time.time())
             await asyncio.shield(self.guest.complete)
         except StartFailed as error:
             return ExecEnd("failed", stage=error.stage, errno=error.errno, ended_at=time.time())
@@ -196,8 +207,21 @@ class Exec:
             out_of_memory=self.guest.out_of_memory or "",
         )
 
+    async def _dies(self) -> bool:
+        """Whether PID 1 tells of its end soon after it was killed. If not it is left to PID 1, to kill when it can."""
+        assert self.guest is not None
+        while True:
+            link = self._link
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.kill_grace_s):
+                    await asyncio.shield(self.guest.exited)
+                return True
+            if link is not None and link is self._link and not link.is_quiet:  # else it was paused meanwhile
+                link.abandon(self.guest)
+                return False
+
     def signal(self, signal: int, *, group: bool) -> None:
-        """Send a signal to the process or its group."""
+        """Send a signal to the process or its group; GuestUnresponsive as `Link.signal`."""
         if self.guest is not None and self._link is not None:
             self._killed = self._killed or signal == _SIGKILL
             self._link.signal(self.guest, signal, group=group)

@@ -1,7 +1,8 @@
 """File operations inside a sandbox, by a program of ours that PID 1 starts, as the sandbox's user and in its view.
 
 Names are bytes to the guest. On our side they are text with `surrogateescape`, so that any name survives.
-Each operation is one exec without a log; its bytes pass through a bounded queue.
+Each operation is one exec without a log; its bytes pass through a bounded queue. The program lies in the image, where
+root inside may put another in its place: what it says is checked, and how long it may say nothing is bounded.
 """
 
 import asyncio
@@ -11,13 +12,15 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, cast
 
 from common.text import errno_text
+from common.turns import aside, turn_budget
 from isolation.channel.frames import StartFlag, encode_request
 from isolation.channel.inbox import Inbox
 from isolation.channel.link import GuestExec, Link
-from isolation.errors import ChannelViolation, IsolationError
+from isolation.errors import GuestUnresponsive, HelperBroken, IsolationError
 
 FileType = Literal["file", "dir", "symlink", "other"]
 _NAMES = {"file", "dir", "symlink", "other"}
@@ -32,6 +35,12 @@ _HERE_MAX = 64 << 10
 _CHANGE_FIELDS = 3
 _NAME_MAX = 1 << 14
 _START_TIMEOUT_S = 10.0
+_ERRNO_MAX = 4095
+_CHANGE_COST = 4 << 10
+"""Bytes of a listing that are parsed sooner than a thread is woken."""
+
+PATIENCE_S = 300.0
+"""How long, in seconds, an operation that somebody waits for may give no sign of life."""
 
 
 class FileFailed(IsolationError):
@@ -70,14 +79,21 @@ class Change:
 
 
 def parse_entries(raw: bytes) -> list[Entry]:
-    """Entries as the guest's program prints them; ChannelViolation for anything else."""
+    """Entries as the guest's program prints them; HelperBroken for anything else."""
     fields = raw.split(b"\0")
     if fields.pop() or len(fields) % _FIELDS:
-        raise ChannelViolation("a listing that our program does not print")
+        raise _broken("a listing")
     try:
         return [_entry(fields[i : i + _FIELDS]) for i in range(0, len(fields), _FIELDS)]
     except (ValueError, UnicodeError) as error:
-        raise ChannelViolation("a listing that our program does not print") from error
+        raise _broken("a listing") from error
+
+
+def _broken(what: str) -> HelperBroken:
+    return HelperBroken(
+        f"the sandbox's program for file operations printed {what} that ours does not print",
+        hint="root inside has replaced /.isobox/files: create another sandbox",
+    )
 
 
 class EntryParser:
@@ -89,7 +105,7 @@ class EntryParser:
         self.entries: list[Entry] = []
 
     def feed(self, data: bytes) -> None:
-        """Take in some more. ChannelViolation; FileFailed for more than is listed at once."""
+        """Take in some more. HelperBroken; FileFailed for more than is listed at once."""
         self._fed += len(data)
         if self._fed > _LISTING_MAX:
             raise FileFailed(errno.E2BIG, f"a listing of more than {_LISTING_MAX >> 20} MiB; list less deeply")
@@ -102,14 +118,14 @@ class EntryParser:
         kept = len(fields) - over
         self._rest = b"".join(field + b"\0" for field in fields[kept:]) + begun
         if len(self._rest) > _ENTRY_MAX:
-            raise ChannelViolation("a listing that our program does not print")
+            raise _broken("a listing")
         if kept:
             self.entries += parse_entries(b"\0".join(fields[:kept]) + b"\0")
 
     def end(self) -> list[Entry]:
-        """All of it was fed; ChannelViolation if it is cut short."""
+        """All of it was fed; HelperBroken if it is cut short."""
         if self._rest:
-            raise ChannelViolation("a listing that our program does not print")
+            raise _broken("a listing")
         return self.entries
 
 
@@ -132,37 +148,92 @@ def _raise_error(raw: bytes) -> None:
     try:
         number = int(fields[1])
     except ValueError:
-        number = errno.EIO
+        number = 0
+    if not 0 < number <= _ERRNO_MAX:
+        raise _broken("an error")
     raise FileFailed(number, os.fsdecode(fields[2])[:4096])
 
 
 class Operation:
     """A running file operation."""
 
-    def __init__(self, link: Link, inbox: Inbox, guest: GuestExec) -> None:
+    def __init__(self, link: Link, inbox: Inbox, guest: GuestExec, patience_s: float) -> None:
         self._link = link
         self._inbox = inbox
         self._guest = guest
+        self._patience_s = patience_s
+
+    @property
+    def _progress(self) -> tuple[int, int]:
+        return self._inbox.heard, self._guest.account.input.taken
+
+    @asynccontextmanager
+    async def _bounded(self) -> AsyncIterator[None]:
+        """Around a wait for it: GuestUnresponsive when it gives no sign of life for too long."""
+        loop, seen = asyncio.get_running_loop(), self._progress
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal seen, timer
+            if seen == self._progress:
+                bound.reschedule(loop.time())
+            else:
+                seen, timer = self._progress, loop.call_later(self._patience_s, look)
+
+        timer = loop.call_later(self._patience_s, look)
+        try:
+            async with asyncio.timeout(None) as bound:
+                yield
+        except TimeoutError:
+            raise GuestUnresponsive(
+                f"the file operation gave no sign of life for {self._patience_s:g} s, and was ended",
+                hint="the sandbox may be starved, or root inside has replaced /.isobox/files",
+            ) from None
+        finally:
+            timer.cancel()
+
+    def _notes(self) -> bytes:
+        """What it has said on stderr; FileFailed where that is an error."""
+        if self._inbox.overflowed:
+            raise _broken("more")
+        notes = bytes(self._inbox.notes)
+        _raise_error(notes)
+        return notes
+
+    def _check_end(self) -> None:
+        """Once it has ended: FileFailed if that was before its time, SandboxGone."""
+        self._guest.complete.result()
+        report = self._guest.account.report
+        if report is None or report.signalled or report.code:
+            raise FileFailed(errno.EIO, "the operation was interrupted")
 
     async def head(self) -> Entry:
         """The entry that `read` prints before the contents."""
-        while self._inbox.notes.count(b"\0") < _FIELDS and not self._guest.complete.done():
-            await self._inbox.moved(self._guest)
-        notes = bytes(self._inbox.notes)
-        _raise_error(notes)
+        async with self._bounded():
+            while self._inbox.notes.count(b"\0") < _FIELDS and not self._guest.complete.done():
+                await self._inbox.moved(self._guest)
+        notes = self._notes()
+        if self._guest.complete.done():
+            self._check_end()
         entries = parse_entries(notes)
         if len(entries) != 1:
-            raise ChannelViolation("a file operation without an entry")
+            raise _broken("no entry or several, an answer")
         return entries[0]
 
     async def contents(self) -> AsyncIterator[bytes]:
         """What it prints, piece by piece; the guest waits while nobody takes it."""
-        async for piece in self._inbox.pieces(self._link, self._guest):
+        pieces = self._inbox.pieces(self._link, self._guest)
+        while True:
+            async with self._bounded():
+                piece = await anext(pieces, None)
+            if piece is None:
+                return
             yield piece
 
     async def feed(self, data: bytes) -> bool:
         """Send contents; False when the operation has ended early."""
-        return await self._link.write_input(self._guest, data)
+        async with self._bounded():
+            return await self._link.write_input(self._guest, data)
 
     def end(self) -> None:
         """All contents are sent."""
@@ -171,12 +242,11 @@ class Operation:
 
     async def result(self) -> Entry | None:
         """Wait for the end: the entry it prints, if any; FileFailed if it failed."""
-        await asyncio.shield(self._guest.complete)
-        notes = bytes(self._inbox.notes)
-        _raise_error(notes)
-        report = self._guest.account.report
-        if report is None or report.signalled or report.code:
-            raise FileFailed(errno.EIO, "the operation was interrupted")
+        async with self._bounded():
+            while not (self._guest.complete.done() or self._inbox.overflowed):
+                await self._inbox.moved(self._guest)
+        notes = self._notes()
+        self._check_end()
         entries = parse_entries(notes)
         return entries[0] if entries else None
 
@@ -185,7 +255,7 @@ class Operation:
         parser = EntryParser()
         async for piece in self.contents():
             if len(piece) > _HERE_MAX:
-                await asyncio.to_thread(parser.feed, piece)
+                await aside(partial(parser.feed, piece))
             else:
                 parser.feed(piece)
         await self.result()
@@ -193,16 +263,17 @@ class Operation:
 
     async def changes(self) -> AsyncIterator["Change"]:
         """All that `watch` tells; FileFailed if the folder cannot be watched."""
-        raw = b""
-        async for piece in self.contents():
+        raw, turn = b"", turn_budget()
+        async for piece in self._inbox.pieces(self._link, self._guest):  # for as long as nothing happens
             *fields, raw = (raw + piece).split(b"\0")
             if len(raw) > _NAME_MAX:
-                raise ChannelViolation("a change that our program does not print")
+                raise _broken("a change")
             whole = len(fields) // _CHANGE_FIELDS * _CHANGE_FIELDS
             for i in range(0, whole, _CHANGE_FIELDS):
                 kind, path, target = (os.fsdecode(each) for each in fields[i : i + _CHANGE_FIELDS])
                 if kind not in CHANGES:
-                    raise ChannelViolation("a change that our program does not print")
+                    raise _broken("a change")
+                await turn.take(_CHANGE_COST)
                 yield Change(kind, path, target)
             raw = b"".join(each + b"\0" for each in fields[whole:]) + raw
         await self.result()
@@ -219,10 +290,12 @@ async def operate(
     allow_root: bool,
     stdin: bool = False,
     no_links: bool = False,
+    patience_s: float = PATIENCE_S,
 ) -> AsyncIterator[Operation]:
     """Run one operation of guest/files.c; it is ended if the caller leaves before its end.
 
     With no_links it follows no link that anybody but root may have put on the way (guest/place.c).
+    One that gives no sign of life for patience_s seconds is ended too: GuestUnresponsive.
     """
     program = b"isobox-files-no-links" if no_links else b"isobox-files"
     argv = [program, name.encode(), os.fsencode(path), os.fsencode(argument)]
@@ -233,7 +306,10 @@ async def operate(
     request = encode_request(user=user, cwd="", argv=argv, env={"PATH": "/"})
     guest = await link.start(inbox, request, flags=flags, timeout=_START_TIMEOUT_S)
     try:
-        yield Operation(link, inbox, guest)
+        yield Operation(link, inbox, guest, patience_s)
+    except (GuestUnresponsive, HelperBroken):
+        link.abandon(guest)
+        raise
     finally:
         if not guest.complete.done():
             link.abandon(guest, signal.SIGTERM)  # so that it can take its half-written file away

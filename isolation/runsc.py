@@ -21,6 +21,9 @@ _DIES_OF_FREEZING: Final = 20250624
 """From this release on systrap asks its stubs by seccomp notifications. A freezer interrupts those, which leaves the
 count of them too high: the sentry's next look finds none (ENOENT) and gives up the process, or the whole sandbox
 (gVisor 14c05c175; 4a8eae08b mends half of it)."""
+_GUARDS_DESCRIPTORS: Final = 20251215
+"""From this release on /proc asks whether one may trace a process before it gives a descriptor of it (gVisor
+561ff6d23)."""
 _NAMES_AT_RESTORE: Final = 20260619
 """From this release on a restore sets the host name of the sandbox that it goes on in (gVisor 57746fa99)."""
 _MAKES_LINKS_ITSELF: Final = 20260710
@@ -70,6 +73,11 @@ class Runsc:
     def bears_freezing(self) -> bool:
         """Whether its sandboxes may be stopped by a cgroup freezer. Those that may not park by themselves when idle."""
         return self._day < _DIES_OF_FREEZING
+
+    @property
+    def guards_descriptors(self) -> bool:
+        """Whether /proc/PID/fd leads nowhere for who may not trace the process, as it is on Linux."""
+        return self._day >= _GUARDS_DESCRIPTORS
 
     @property
     def names_at_restore(self) -> bool:

@@ -43,6 +43,7 @@ _F_SETPIPE_SZ: Final = 1031
 _BOOT_TIMEOUT_S: Final = 20.0
 _PROBE_TIMEOUT_S: Final = 2.0
 _END_TIMEOUT_S: Final = 10.0
+_PINGS_MISSED: Final = 2
 _CHECKPOINT_ATTEMPTS: Final = 3
 _CHECKPOINT_PAUSE_S: Final = 0.1
 _CAP_SYS_ADMIN: Final = 1 << 21
@@ -122,6 +123,7 @@ class Sandbox:
         self._tasks = TaskOwner()
         self._copying = asyncio.Lock()
         self.frozen = False
+        self._paused = False
         self.serves_folders = False
         """Whether folders of it are served by the host (`foldermount`)."""
         self.idle_since = time.monotonic()
@@ -183,6 +185,7 @@ class Sandbox:
             overlay=None if self._machine.runsc.bounds_overlays else str(overlay),
             resources=self.resources,
             equipment=equipment,
+            hides_descriptors=not self._machine.runsc.guards_descriptors,
         )
         (bundle / "config.json").write_text(json.dumps(spec))
         guest_in, to_guest = os.pipe()
@@ -412,10 +415,43 @@ class Sandbox:
             self.ended.set_result(post_mortem(self._machine, self.id, self.resources))
 
     def _link_lost(self, error: Exception) -> None:
-        # EOF comes with the sandbox's end and is told by `watch`; anything else ends it here and now.
-        if not isinstance(error, SandboxGone):
+        if isinstance(error, SandboxGone):
+            # EOF comes with the sandbox's end and is told by `watch`; without a channel it is of no use to anybody.
+            asyncio.get_running_loop().call_later(_END_TIMEOUT_S, self._end_without_channel)
+        else:
             _log.warning("channel violated", sandbox=self.id, error=str(error))
             self.give_up(f"PID 1 broke the channel's protocol: {error}")
+
+    def _end_without_channel(self) -> None:
+        if self.alive and not self._destroying:
+            self.give_up("PID 1 closed its channel")
+
+    async def watch_guest(self, silence_s: float) -> None:
+        """End it when PID 1 answers nothing for silence_s seconds while somebody uses it. Run as a task.
+
+        Whoever waits for something inside would wait for ever.
+        """
+        missed = 0
+        while (link := self._link) is not None and not link.ended:
+            await asyncio.sleep(silence_s / 4)
+            if not self._free_to_answer(link):
+                missed = 0
+                continue
+            try:
+                await link.ping(timeout=silence_s / 4)
+                missed = 0
+            except GuestUnresponsive:
+                missed += self._free_to_answer(link)
+            except SandboxGone:
+                return
+            if missed >= _PINGS_MISSED:
+                _log.warning("PID 1 does not answer", sandbox=self.id, silence_s=silence_s)
+                self.give_up(f"PID 1 did not answer for {silence_s:g} s")
+                return
+
+    def _free_to_answer(self, link: Link) -> bool:
+        """Whether PID 1 is in use, and not stopped by us."""
+        return self.used and not (self.frozen or self._paused or self._destroying or link.is_quiet)
 
     @property
     def pid(self) -> int:
@@ -481,11 +517,13 @@ class Sandbox:
     async def pause(self) -> None:
         """Stop every task inside, so that nothing happens after the checkpoint that follows."""
         self._write_record(paused=True)  # before the deed: a later server looks whether it was done
+        self._paused = True
         await self.control.pause()
 
     async def unpause(self) -> None:
         """Let them go on."""
         await self.control.resume()
+        self._paused = False
         self._write_record()
 
     async def checkpoint(self, files: Callable[[], Sequence[int]]) -> None:

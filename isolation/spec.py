@@ -20,6 +20,8 @@ ROOT_CAPABILITIES: Final = (
 
 _HEADROOM_MB: Final = 256
 _INIT_CAPABILITIES: Final = (*ROOT_CAPABILITIES, "CAP_SETPCAP")
+"""What PID 1 has: by one that root inside has not, root may not trace it."""
+
 _MASKED: Final = (
     "/proc/acpi",
     "/proc/asound",
@@ -102,13 +104,22 @@ BARE: Final = Equipment()
 
 
 def oci_spec(
-    *, hostname: str, root: str, image: str, overlay: str | None, resources: Resources, equipment: Equipment = BARE
+    *,
+    hostname: str,
+    root: str,
+    image: str,
+    overlay: str | None,
+    resources: Resources,
+    equipment: Equipment = BARE,
+    hides_descriptors: bool = False,
 ) -> dict[str, Any]:
     """The spec of one sandbox.
 
     root is an empty folder, image the EROFS file that covers it. Changes lie in the folder overlay, whose size bounds
-    them; None: in the sentry's memory, for a runsc that bounds them itself.
+    them; None: in the sentry's memory, for a runsc that bounds them itself. hides_descriptors: PID 1 is to cover the
+    places where its descriptors are found, for a runsc whose /proc gives them to root.
     """
+    capabilities = [*_INIT_CAPABILITIES, *(["CAP_SYS_ADMIN"] if hides_descriptors else [])]
     if overlay is None:
         changes = {"overlay": "memory", "options": f"size={resources.disk_mb}m"}
     else:
@@ -144,9 +155,10 @@ def oci_spec(
             "capabilities": {
                 # PID 1 empties its bounding set at once. What root gains by an exec is then what PID 1 lets it
                 # inherit, and nobody else inherits anything: a setuid program gains nothing (capabilities(7)).
-                "bounding": list(_INIT_CAPABILITIES),
-                "effective": list(_INIT_CAPABILITIES),
-                "permitted": list(_INIT_CAPABILITIES),
+                # CAP_SYS_ADMIN, where PID 1 has it, goes before anything else is started (init.c: hide).
+                "bounding": capabilities,
+                "effective": capabilities,
+                "permitted": capabilities,
                 "inheritable": list(ROOT_CAPABILITIES),
                 "ambient": [],
             },

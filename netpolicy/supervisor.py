@@ -12,7 +12,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -41,7 +41,7 @@ _QUESTIONS_BYTES: Final = 8 << 20
 """The resolver's queue: room for what the kernel's rules let through of many floods at once."""
 _START: Final = "import sys; sys.path.insert(0, {root!r}); from netpolicy.gateway.process import main; main()"
 
-OnRecords = Callable[[list[dict[str, Any]]], None]
+OnRecords = Callable[[list[dict[str, Any]]], Awaitable[None]]
 """Writes records down; they are acknowledged when it returns."""
 
 
@@ -200,7 +200,7 @@ class Supervisor:
 
     async def _hear(self, connection: socket.socket, message: dict[str, Any]) -> None:
         records = message["records"]
-        self._on_records(records)
+        await self._on_records(records)
         if message["lost"] > self._lost:
             _log.error("audit records found no room", lost=message["lost"])
         self._lost = message["lost"]

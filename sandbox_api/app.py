@@ -123,6 +123,7 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
         run_service = RunService(registry, function_service)
         asks = Asks(function_service.desk, function_service, run_service, object_service, uploads)
         function_service.desk.answer = asks.answer
+        tasks.spawn(egress.watch(exec_service.tell), name="refusals")  # first: the gateway waits for it
         await sandbox_service.recover()
         await gpu_service.recover()
         await image_service.recover()
@@ -131,7 +132,6 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
         await copies.keep_templates()
         await function_service.recover()
         tasks.spawn(sandbox_service.watch_ends(), name="ends")
-        tasks.spawn(egress.watch(exec_service.tell), name="refusals")
         tasks.spawn(sandbox_service.watch_clock(), name="clock")
         tasks.spawn(gpu_service.watch(), name="gpus")
         tasks.spawn(buckets.watch_failures(), name="bucket failures")

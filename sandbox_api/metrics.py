@@ -53,6 +53,11 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.turn_largest = Gauge(
+            "isobox_turn_largest_bytes",
+            "The most of long work that one turn of the event loop has done, as a size (common/turns.py).",
+            registry=self.registry,
+        )
         self.gateway_starts = Gauge(
             "isobox_gateway_starts", "Gateways that this server had to start.", registry=self.registry
         )

@@ -48,6 +48,7 @@ class Settings:
     pool_ceiling: int = 8
     freeze_after_s: float = 2.0
     park_after_s: float = 600.0
+    guest_silence_s: float = 300.0
     snapshot_quota_mb: int = 20480
     store_quota_mb: int = 102400
     image_limit_mb: int = 32768
@@ -229,6 +230,7 @@ _PARSERS: dict[str, Callable[[str], dict[str, object]]] = {
     "pool_floor": lambda text: {"pool_floor": _count(text)},
     "pool_ceiling": lambda text: {"pool_ceiling": _count(text)},
     "freeze_after_s": lambda text: {"freeze_after_s": _seconds(text)},
+    "guest_silence_s": lambda text: {"guest_silence_s": _seconds(text)},
     "park_after_s": lambda text: {"park_after_s": _seconds(text)},
     "snapshot_quota_mb": lambda text: {"snapshot_quota_mb": _positive(text)},
     "store_quota_mb": lambda text: {"store_quota_mb": _positive(text)},

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from isolation.channel.link import GuestExec, Link
-from isolation.errors import ChannelViolation
 
 _HELD_BYTES: Final = 512 << 10
 _ERRORS_MAX: Final = 64 << 10
+_PIECE_MAX: Final = 64 << 10
 
 
 class Inbox:
@@ -17,19 +17,28 @@ class Inbox:
 
     def __init__(self) -> None:
         self.notes = bytearray()
-        self._pieces: deque[bytes] = deque()
+        self.overflowed = False
+        """Whether it wrote more to stderr than is kept: the rest is gone."""
+        self.heard = 0
+        """Bytes that came, of both streams."""
+        self._pieces: deque[bytearray] = deque()
         self._size = 0
         self._moved = asyncio.Event()
+        self._awaits_end = False
 
     def write(self, stream: int, data: memoryview) -> None:
         """See `Sink`."""
+        self.heard += len(data)
         if stream == 1:
-            self._pieces.append(bytes(data))
             self._size += len(data)
+            if self._pieces and len(self._pieces[-1]) + len(data) <= _PIECE_MAX:
+                self._pieces[-1] += data  # byte by byte a queue of bytes would be one of objects
+            else:
+                self._pieces.append(bytearray(data))
         elif len(self.notes) + len(data) <= _ERRORS_MAX:
             self.notes += data
         else:
-            raise ChannelViolation("one that talks too much")
+            self.overflowed = True
         self._moved.set()
 
     @property
@@ -42,7 +51,9 @@ class Inbox:
         self._moved.clear()
         if guest.complete.done():
             return
-        guest.complete.add_done_callback(lambda _: self._moved.set())
+        if not self._awaits_end:
+            self._awaits_end = True
+            guest.complete.add_done_callback(lambda _: self._moved.set())
         await self._moved.wait()
 
     async def pieces(self, link: Link, guest: GuestExec) -> AsyncIterator[bytes]:
@@ -52,7 +63,7 @@ class Inbox:
                 piece = self._pieces.popleft()
                 self._size -= len(piece)
                 link.acknowledge(guest)
-                yield piece
+                yield bytes(piece)
             if guest.complete.done():
                 guest.complete.result()
                 return

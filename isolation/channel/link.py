@@ -1,21 +1,29 @@
 """The link to one sandbox's PID 1: two pipes, many execs.
 
 The thin shell around frames.py and streams.py. A link begins with `open`, on a new sandbox and after each restart of
-the server alike; from then on frames are handled as they arrive, one read a turn of the loop, each byte going straight
-to its exec's sink. What PID 1 sends is hostile: whoever breaks the protocol loses the link.
+the server alike; from then on frames are handled as they arrive, each byte going straight to its exec's sink. What
+PID 1 sends is hostile: whoever breaks the protocol loses the link. However a link ends, all that wait on it are told
+that the sandbox has gone.
+
+Neither side can make the other's work or memory grow (docs/adr/0023):
+
+- A turn of the loop handles a few frames of a link. More of them wait in line with all that is long (`common.turns`).
+- Frames that nobody asked for are counted; beyond a count they are a violation.
+- What PID 1 has not taken yet is bounded. Beyond the bound input and starts wait, acknowledgements are held back, so
+  that PID 1 has to wait, and signals and sizes are refused.
 """
 
 import asyncio
-import contextlib
 import os
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from common.text import errno_text
+from common.turns import turn_budget
 from isolation.channel.frames import (
     EXECS_MAX,
     MAGIC,
@@ -37,7 +45,24 @@ from isolation.errors import ChannelViolation, GuestUnresponsive, IsolationError
 
 T = TypeVar("T")
 _ACK_EVERY: Final = STREAM_WINDOW // 4
-_QUEUE_HIGH: Final = 256  # frames
+_QUEUE_HIGH: Final = 1 << 20
+"""Bytes that may wait for PID 1 before whoever sends has to wait as well."""
+
+_QUEUE_MAX: Final = 16 << 20
+"""Bytes after which the link ends: even what may not wait has a bound."""
+
+_READ_MAX: Final = 256 << 10
+_FRAMES_A_TURN: Final = 64
+_FRAME_COST: Final = 4 << 10
+"""Handling a frame takes as long as so many bytes."""
+
+_STRANGERS_MAX: Final = 1 << 18
+_STRANGERS_AT_FIRST: Final = 1 << 16
+_STRANGERS_ABANDONED: Final = 1 << 16
+"""Frames without an exec of ours: what a full pipe may hold of one that was abandoned while it printed byte by byte."""
+
+_STRANGERS_FORGOTTEN: Final = 64
+_ERRNO_MAX: Final = 4095
 _INPUT_AT_ONCE: Final = 32 * PAYLOAD_FROM_HOST
 _SIGKILL: Final = 9
 _RELIEVE_SINCE: Final = 2  # CHANNEL_VERSION in wire.h
@@ -93,6 +118,10 @@ class GuestExec:
         self.out_of_memory: str | None = None
         """Why a process of it was killed to relieve the sandbox, in words; None if none was."""
         self.input_moved = asyncio.Event()
+        self.announce: Callable[[], None] | None = None
+        """Called when it has started, before any of its output is written."""
+        self.input_ended = False
+        """Whether PID 1 was told that no more input comes."""
         futures: list[asyncio.Future[Any]] = [self.started, self.exited, self.complete]
         for future in futures:
             future.add_done_callback(_seen)
@@ -121,10 +150,19 @@ class Link:
         self._lost = lost
         self._error: Exception | None = None
         self._reader = FrameReader()
+        self._frames: Iterator[Frame] | None = None
+        """What the last read brought and no turn has handled yet."""
+        self._in_line = False
+        self._turn = turn_budget()
         self._queue: deque[bytes] = deque()
+        self._queued = 0
         self._writing = False
         self._drained = asyncio.Event()
         self._drained.set()
+        self._owed: set[GuestExec] = set()
+        """Execs whose acknowledgements are held back until PID 1 takes frames again."""
+        self._strangers = _STRANGERS_AT_FIRST
+        """How many more frames without an exec of ours are let pass."""
         self._execs: dict[int, GuestExec] = {}
         self._mentioned: set[int] = set()
         self._resuming = False
@@ -147,6 +185,11 @@ class Link:
         """Whether it has let go of its descriptors: their numbers may be others' by now."""
         return self._error is not None
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether a checkpoint has it say nothing."""
+        return self._silence.locked()
+
     async def open(self, execs: list[GuestExec], *, timeout: float) -> set[int]:
         """Say hello and go on with these execs; returns the numbers of those that PID 1 has never heard of.
 
@@ -155,20 +198,20 @@ class Link:
         nonce = secrets.token_bytes(16)
         self._execs = {each.number: each for each in execs}
         self._resuming = True
+        self._frames = None
         self._reader.sync(hello_back(nonce))
         self._loop.add_reader(self._from_guest, self._readable)
-        self._send(encode(ToGuest.HELLO, payload=MAGIC + nonce))
-        await self._bounded(self._ready, timeout, "say hello")
+        self._post(encode(ToGuest.HELLO, payload=MAGIC + nonce))
+        await self._bounded(asyncio.shield(self._ready), timeout, "say hello")
         missing = set(self._execs) - self._mentioned
-        self._next = max([0, *self._mentioned, *self._execs]) + 1
         for number in missing:
             del self._execs[number]
         return missing
 
-    async def _bounded(self, future: "asyncio.Future[T]", timeout: float, deed: str) -> "T":
+    async def _bounded(self, result: Awaitable[T], timeout: float, deed: str) -> T:
         try:
             async with asyncio.timeout(timeout):
-                return await asyncio.shield(future)
+                return await result
         except TimeoutError:
             raise GuestUnresponsive(
                 f"the sandbox's PID 1 did not {deed} within {timeout:g} s",
@@ -187,7 +230,7 @@ class Link:
         try:
             answered = self._ask()
             self._allowed = len(self._queue)
-            await self._bounded(answered, timeout, "answer")
+            await self._bounded(asyncio.shield(answered), timeout, "answer")
             yield
         finally:
             self._allowed = None
@@ -219,19 +262,44 @@ class Link:
 
     def _fail(self, error: Exception) -> None:
         if self._error is None:
-            self._end(error)
+            # Whatever broke it: who waits for something inside is told that there is nothing any more.
+            gone = error if isinstance(error, SandboxGone) else SandboxGone(f"the sandbox broke its channel: {error}")
+            self._end(gone)
             self._lost(error)
 
     # ---- what we say
 
-    def _send(self, *frames: bytes) -> None:
+    def _post(self, *frames: bytes) -> None:
+        """Queue frames that may not wait: each answers something of which there is a bounded number."""
         if self._error is not None:
             raise self._error
         self._queue.extend(frames)
-        if len(self._queue) > _QUEUE_HIGH:
+        self._queued += sum(map(len, frames))
+        if self._queued > _QUEUE_MAX:
+            self._fail(ChannelViolation("PID 1 takes nothing of what it is told"))
+            return
+        if self._queued > _QUEUE_HIGH:
             self._drained.clear()
         if not self._writing:
             self._write()
+
+    @property
+    def _full(self) -> bool:
+        return self._queued > _QUEUE_HIGH
+
+    async def _room(self) -> None:
+        """Wait until PID 1 has taken enough of what was queued; what ended the link."""
+        while self._full and self._error is None:
+            await self._drained.wait()
+        if self._error is not None:
+            raise self._error
+
+    def _refuse_if_full(self) -> None:
+        if self._full:
+            raise GuestUnresponsive(
+                "the sandbox's PID 1 takes nothing of what it is told",
+                hint="it may be stopped, starved or out of memory; terminate it if this goes on",
+            )
 
     def _write(self) -> None:
         while self._queue and self._allowed != 0:
@@ -246,14 +314,17 @@ class Link:
             except OSError:
                 self._fail(SandboxGone("the sandbox has ended"))
                 return
-            self._queue.popleft()
+            self._queued -= len(self._queue.popleft())
             if self._allowed is not None:
                 self._allowed -= 1
-        if len(self._queue) <= _QUEUE_HIGH:
-            self._drained.set()
         if self._writing:
             self._writing = False
             self._loop.remove_writer(self._to_guest)
+        if not self._full:
+            self._drained.set()
+            owed, self._owed = self._owed, set()
+            for guest in owed:
+                self.acknowledge(guest)
 
     async def start(
         self,
@@ -265,16 +336,22 @@ class Link:
         cols: int = 0,
         timeout: float,
         number: int | None = None,
+        announce: Callable[[], None] | None = None,
     ) -> GuestExec:
-        """Start a process; StartFailed, GuestUnresponsive, LimitReached or SandboxGone."""
+        """Start a process; StartFailed, GuestUnresponsive, LimitReached or SandboxGone.
+
+        announce is called before any of its output is written.
+        """
         if len(self._execs) >= EXECS_MAX * 3 // 4:
             raise LimitReached(f"{len(self._execs)} execs at once in one sandbox", hint="wait for some to end")
-        await self._drained.wait()
+        await self._bounded(self._room(), timeout, "take the request")
         guest = GuestExec(self.reserve() if number is None else number, sink)
+        guest.announce = announce
+        self._next = max(self._next, guest.number + 1)  # it may have been reserved on the link before this one
         self._execs[guest.number] = guest
-        self._send(*encode_start(guest.number, request, flags=flags, rows=rows, cols=cols))
+        self._post(*encode_start(guest.number, request, flags=flags, rows=rows, cols=cols))
         try:
-            await self._bounded(guest.started, timeout, "start the process")
+            await self._bounded(asyncio.shield(guest.started), timeout, "start the process")
         except StartFailed:
             self.forget(guest)
             raise
@@ -290,29 +367,50 @@ class Link:
 
     def forget(self, guest: GuestExec) -> None:
         """PID 1 may forget the exec: its exit and its output are safe."""
+        self._owed.discard(guest)
         if self._execs.pop(guest.number, None) is not None and self._error is None:
-            self._send(encode(ToGuest.FORGET, exec_=guest.number))
+            self._expect_strangers(_STRANGERS_FORGOTTEN)
+            self._post(encode(ToGuest.FORGET, exec_=guest.number))
 
     def abandon(self, guest: GuestExec, signal: int = _SIGKILL) -> None:
         """Nobody waits for this exec any more: it is ended, and forgotten once PID 1 tells of that."""
-        self.signal(guest, signal, group=True)
-        self._execs.pop(guest.number, None)
+        self._owed.discard(guest)
+        if self._execs.pop(guest.number, None) is not None and self._error is None:
+            self._expect_strangers(_STRANGERS_ABANDONED)
+            self._post(encode(ToGuest.SIGNAL, exec_=guest.number, aux=signal, flags=1))
+
+    def _expect_strangers(self, count: int) -> None:
+        self._strangers = min(_STRANGERS_MAX, self._strangers + count)
 
     def acknowledge(self, guest: GuestExec) -> None:
         """Tell PID 1 what is safe, unless the sink holds that back; worth a frame every so often."""
         for stream, account in enumerate(guest.account.out, 1):
-            if account.received - account.acknowledged >= _ACK_EVERY and not guest.sink.holds and self._error is None:
-                account.acknowledged = account.received
-                self._send(encode(ToGuest.ACK, exec_=guest.number, stream=stream, offset=account.received))
+            if account.received - account.acknowledged < _ACK_EVERY or guest.sink.holds or self._error is not None:
+                continue
+            if self._full:  # it has to wait, and whatever it sends beyond its credit is a violation
+                self._owed.add(guest)
+                return
+            account.acknowledged = account.received
+            self._post(encode(ToGuest.ACK, exec_=guest.number, stream=stream, offset=account.received))
 
     def signal(self, guest: GuestExec, signal: int, *, group: bool) -> None:
-        """Send a signal to the process, or to its whole group."""
-        with contextlib.suppress(SandboxGone):
-            self._send(encode(ToGuest.SIGNAL, exec_=guest.number, aux=signal, flags=int(group)))
+        """Send a signal to the process, or to its whole group; GuestUnresponsive where too much waits for PID 1.
+
+        SIGKILL is never refused: it waits, once an exec, for PID 1 to take it.
+        """
+        if self._error is not None:
+            return
+        frame = encode(ToGuest.SIGNAL, exec_=guest.number, aux=signal, flags=int(group))
+        if signal != _SIGKILL:
+            self._refuse_if_full()
+        elif self._full and frame in self._queue:
+            return
+        self._post(frame)
 
     def resize(self, guest: GuestExec, rows: int, cols: int) -> None:
-        """Tell the exec's terminal its new size."""
-        self._send(encode(ToGuest.RESIZE, exec_=guest.number, aux=rows << 16 | cols))
+        """Tell the exec's terminal its new size; GuestUnresponsive where too much waits for PID 1."""
+        self._refuse_if_full()
+        self._post(encode(ToGuest.RESIZE, exec_=guest.number, aux=rows << 16 | cols))
 
     async def write_input(self, guest: GuestExec, data: bytes) -> bool:
         """Send input as the process takes it; False if it takes no more."""
@@ -324,31 +422,35 @@ class Link:
                 guest.input_moved.clear()
                 await guest.input_moved.wait()
                 continue
-            await self._drained.wait()
+            if self._full:
+                await self._room()
+                continue  # others may have had the credit meanwhile
             room = min(account.credit, _INPUT_AT_ONCE, len(view))
             frames = []
             for begin in range(0, room, PAYLOAD_FROM_HOST):
                 piece = bytes(view[begin : min(begin + PAYLOAD_FROM_HOST, room)])
                 frames.append(encode(ToGuest.STDIN, exec_=guest.number, offset=account.sent + begin, payload=piece))
-            self._send(*frames)
+            self._post(*frames)
             account.sent += room
             view = view[room:]
         return True
 
     def end_input(self, guest: GuestExec) -> None:
-        """No more input will come."""
-        self._send(encode(ToGuest.STDIN_EOF, exec_=guest.number, offset=guest.account.input.sent))
+        """No more input will come; said once."""
+        if not guest.input_ended:
+            guest.input_ended = True
+            self._post(encode(ToGuest.STDIN_EOF, exec_=guest.number, offset=guest.account.input.sent))
 
     async def ping(self, *, timeout: float) -> None:
         """Whether PID 1 answers; GuestUnresponsive if not."""
-        await self._bounded(self._ask(), timeout, "answer")
+        await self._bounded(asyncio.shield(self._ask()), timeout, "answer")
 
     def _ask(self) -> "asyncio.Future[None]":
         """Send a PING; what is returned resolves with its PONG."""
         self._pings = number = self._pings % 0xFFFFFFFF + 1
         pong = self._pongs[number] = self._loop.create_future()
         pong.add_done_callback(lambda _: self._pongs.pop(number, None))
-        self._send(encode(ToGuest.PING, aux=number))
+        self._post(encode(ToGuest.PING, aux=number))
         return pong
 
     @property
@@ -366,7 +468,7 @@ class Link:
         answer = self._relief = self._loop.create_future()
         answer.add_done_callback(_seen)
         try:
-            self._send(encode(ToGuest.RELIEVE, aux=least_mb, offset=spare))
+            self._post(encode(ToGuest.RELIEVE, aux=least_mb, offset=spare))
             return await self._bounded(answer, timeout, "free memory")
         finally:
             self._relief = None
@@ -374,27 +476,67 @@ class Link:
     # ---- what we hear
 
     def _readable(self) -> None:
+        if not self._in_line:  # else what was read before comes first
+            self._work()
+
+    def _stand_in_line(self) -> None:
+        if not self._in_line:
+            self._in_line = True
+            self._turn.later(self._work_in_line)
+
+    def _work_in_line(self) -> None:
+        self._in_line = False
+        if self._error is None:
+            self._work()
+
+    def _work(self) -> None:
+        """Read, and handle so much as one turn may; the rest, and whoever fills whole reads, waits in line."""
+        size = 0
+        if self._frames is None:
+            try:
+                size = os.readv(self._from_guest, [self._reader.space()[:_READ_MAX]])
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._fail(SandboxGone(f"the channel broke: {error}"))
+                return
+            if size == 0:
+                self._fail(SandboxGone("the sandbox has ended"))
+                return
+            self._frames = self._reader.feed(size)
+        handled, more = self._handle_some(self._frames)
+        self._turn.spend(size + handled * _FRAME_COST)
+        if self._error is None:
+            if not more:
+                self._frames = None
+            if more or size == _READ_MAX:
+                self._stand_in_line()
+
+    def _handle_some(self, frames: Iterator[Frame]) -> tuple[int, bool]:
+        """Handle some frames: how many, and whether there may be more."""
+        handled = 0
         try:
-            size = os.readv(self._from_guest, [self._reader.space()])
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._fail(SandboxGone(f"the channel broke: {error}"))
-            return
-        if size == 0:
-            self._fail(SandboxGone("the sandbox has ended"))
-            return
-        try:
-            for frame in self._reader.feed(size):
-                self._handle(frame)
-                if self._error is not None:
-                    return
+            for frame in frames:
+                try:
+                    self._handle(frame)
+                except OSError as error:  # of a sink: the disk is full; the other frames are not to stand behind it
+                    self._loop.call_exception_handler({"message": "output could not be kept", "exception": error})
+                handled += 1
+                if self._error is not None or handled == _FRAMES_A_TURN:
+                    return handled, True
         except ChannelViolation as error:
             self._fail(error)
+        except (
+            Exception
+        ) as error:  # a fault of ours ends the link, too: a frame that is left out would be lost in silence
+            self._fail(error)
+            raise
+        return handled, False
 
     def _handle(self, frame: Frame) -> None:
         if frame.type == FromGuest.HELLO_BACK:
             self._version = int.from_bytes(frame.payload[-4:], "little")
+            self._tolerate("HELLO_BACK")
             return
         if frame.type == FromGuest.RELIEVED:
             self._relieved(frame)
@@ -403,29 +545,49 @@ class Link:
             self._resume()
             return
         if frame.type == FromGuest.PONG:
-            # An answer stands for every question before it.
-            for number, pong in list(self._pongs.items()):
-                if number <= frame.aux and not pong.done():
-                    pong.set_result(None)
+            self._handle_pong(frame)
             return
         if self._resuming:
             self._mentioned.add(frame.exec)
+            if len(self._mentioned) > EXECS_MAX:
+                raise ChannelViolation(f"more than {EXECS_MAX} execs")
         guest = self._execs.get(frame.exec)
         if guest is None:
             self._handle_stranger(frame)
         else:
             self._handle_exec(guest, frame)
 
+    def _handle_pong(self, frame: Frame) -> None:
+        if frame.aux > self._pings:
+            raise ChannelViolation("PONG that answers no PING")
+        # An answer stands for every question before it.
+        answered = [number for number in self._pongs if number <= frame.aux]
+        if not answered:
+            self._tolerate("PONG")
+        for number in answered:
+            if not (pong := self._pongs[number]).done():
+                pong.set_result(None)
+
+    def _tolerate(self, what: str) -> None:
+        """Let a frame pass that nobody waits for, so many times."""
+        self._strangers -= 1
+        if self._strangers < 0:
+            raise ChannelViolation(f"too many frames that nobody waits for, the last a {what}")
+
     def _handle_stranger(self, frame: Frame) -> None:
+        if not self._resuming and not 0 < frame.exec < self._next:
+            raise ChannelViolation(f"frame of exec {frame.exec}, a number that was never given")
+        self._tolerate(FromGuest(frame.type).name)
         # Of an earlier server that did not live to write it down, or whose end we had not acknowledged.
         if frame.type == FromGuest.STARTED:
-            self._send(encode(ToGuest.SIGNAL, exec_=frame.exec, aux=_SIGKILL, flags=1))
+            self._post(encode(ToGuest.SIGNAL, exec_=frame.exec, aux=_SIGKILL, flags=1))
         elif frame.type in (FromGuest.EXIT, FromGuest.FAILED):
-            self._send(encode(ToGuest.FORGET, exec_=frame.exec))
+            self._post(encode(ToGuest.FORGET, exec_=frame.exec))
 
     def _relieved(self, frame: Frame) -> None:
         if self._relief is None or self._relief.done():
-            return  # the answer to a question that was given up
+            self._tolerate("RELIEVED")  # the answer to a question that was given up
+            return
         killed = bool(frame.aux)
         self._relief.set_result(
             Relief(
@@ -446,7 +608,11 @@ class Link:
         elif frame.type == FromGuest.STARTED:
             if not guest.started.done():
                 guest.started.set_result(frame.aux)
+                if guest.announce is not None:
+                    guest.announce()
         elif frame.type == FromGuest.FAILED:
+            if not 0 < frame.aux <= _ERRNO_MAX:
+                raise ChannelViolation(f"start failed with errno {frame.aux}")
             if not guest.started.done():
                 guest.started.set_exception(StartFailed(frame.stream, frame.aux))
         elif frame.type == FromGuest.STDIN_ACK:
@@ -464,8 +630,9 @@ class Link:
         if not self._resuming:
             raise ChannelViolation("READY out of turn")
         self._resuming = False
+        self._next = max([0, *self._mentioned, *self._execs]) + 1
         for number in self._mentioned & set(self._execs):
             for stream, account in enumerate(self._execs[number].account.out, 1):
-                self._send(encode(ToGuest.RESUME, exec_=number, stream=stream, offset=account.received))
+                self._post(encode(ToGuest.RESUME, exec_=number, stream=stream, offset=account.received))
         if not self._ready.done():
             self._ready.set_result(None)

@@ -831,6 +831,32 @@ static int own_text(struct dl_phdr_info *info, size_t size, void *unused)
 	return 1; /* the first is the program itself */
 }
 
+/*
+ * Nobody inside is to have our descriptors or memory: what is written to the channel is
+ * taken for ours.  Newer releases of gVisor ask in /proc/1/fd whether one may trace us,
+ * which nobody may who lacks a capability of ours; older ones ask nothing there, so for
+ * those the host gives us CAP_SYS_ADMIN, for long enough to cover the places.  Returns 0,
+ * or -1 when something stays open.
+ */
+static int hide(void)
+{
+	static const char *const places[] = {"/proc/1/fd", "/proc/1/task"};
+	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct caps[2];
+	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 || syscall(SYS_capget, &head, caps) < 0)
+		return -1;
+	if (!(caps[0].permitted & 1u << CAP_SYS_ADMIN))
+		return 0;
+	for (size_t i = 0; i < sizeof places / sizeof *places; i++)
+		if (mount("none", places[i], "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k,mode=555") < 0)
+			return -1;
+	caps[0].permitted &= ~(1u << CAP_SYS_ADMIN);
+	caps[0].effective &= ~(1u << CAP_SYS_ADMIN);
+	if (syscall(SYS_capset, &head, caps) < 0)
+		return -1;
+	return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, safe);
+}
+
 /* Caught, not ignored: an exec resets it. */
 static void on_sigpipe(int number) { (void)number; }
 
@@ -848,6 +874,8 @@ int main(int argc, char **argv)
 	}
 	signal(SIGPIPE, on_sigpipe);
 	umask(022);
+	if (getpid() == 1 && hide() < 0) /* first: the filter stays */
+		return 1;
 	if (getpid() == 1 && !getenv("NAMESPACES") && refuse_namespaces() < 0)
 		return 1;
 	for (int cap = 0; getpid() == 1 && cap <= CAP_LAST; cap++)

@@ -19,6 +19,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -58,6 +59,8 @@ struct spawned {
 	int in, out, err; /* our ends; of a terminal, in and out are the master, twice */
 	int stage, error; /* stage is 0 when it started */
 };
+
+extern int safe[2]; /* a pair of sockets where the channel lies while a child could be asked for it; -1: none */
 
 int identify(struct identity *who, const char *user);
 void spawn(const struct request *req, struct spawned *got);

@@ -191,11 +191,55 @@ static int open_terminal(int ours[3], int theirs[3], const struct request *req, 
 	return ours[0] < 0 || theirs[1] < 0 || theirs[2] < 0 ? -1 : 0;
 }
 
+int safe[2] = {-1, -1};
+
+/* A child holds what we hold until it has replaced it, and /proc shows it all that while.  So
+ * the channel is in flight between two sockets of ours then, which nobody can open in there. */
+static int put_away(void)
+{
+	char room[CMSG_SPACE(2 * sizeof(int))] = {0}, byte = 0;
+	struct iovec iov = {&byte, 1};
+	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
+	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+	int channel[2] = {0, 1};
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(sizeof channel);
+	memcpy(CMSG_DATA(c), channel, sizeof channel);
+	if (safe[0] < 0)
+		return 0;
+	if (sendmsg(safe[0], &m, 0) != 1)
+		return -1;
+	close(0);
+	close(1);
+	return 0;
+}
+
+static void take_back(void)
+{
+	char room[CMSG_SPACE(2 * sizeof(int))], byte;
+	struct iovec iov = {&byte, 1};
+	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
+	int channel[2] = {-1, -1};
+	if (safe[0] < 0)
+		return;
+	if (recvmsg(safe[1], &m, MSG_CMSG_CLOEXEC) == 1 && CMSG_FIRSTHDR(&m))
+		memcpy(channel, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof channel);
+	if (channel[0] != 0 || channel[1] != 1) /* the lowest free ones: nothing was opened meanwhile */
+		_exit(1);
+}
+
 static void launch(struct plan *p, struct spawned *got)
 {
+	if (put_away() < 0) {
+		got->stage = STAGE_SYSTEM;
+		got->error = errno;
+		return;
+	}
 	pid_t pid = got->pid = vfork();
 	if (pid == 0)
 		child(p);
+	take_back();
 	if (pid < 0) {
 		got->stage = STAGE_SYSTEM;
 		got->error = errno;

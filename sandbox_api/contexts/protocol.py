@@ -11,7 +11,7 @@ accident; code that forges one deceives nobody but its own caller, and everythin
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from common.text import clean_json
@@ -22,9 +22,16 @@ _HEAD: Final = len(MARK) + _TOKEN + 1 + 4 + 1 + 4
 PAYLOAD_MAX: Final = 4000
 MESSAGE_MAX: Final = 16 << 20
 
+ELEMENTS_MAX: Final = 500_000
+"""Commas and brackets of one message; beyond them it is not read, for that would take too long."""
+
+_ELEMENT_COST: Final = 100
+
 READY: Final = "S"
 RESULT: Final = "R"
 DONE: Final = "D"
+TOO_MUCH: Final = "-"
+"""Stands for a message of more than ELEMENTS_MAX."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,8 @@ class Message:
 
     kind: str
     data: Any
+    cost: int = field(default=0, compare=False)
+    """What it took to read, as a size in bytes (`common.turns`)."""
 
 
 class Splitter:
@@ -47,28 +56,28 @@ class Splitter:
 
     def feed(self, data: bytes) -> Iterator[bytes | Message]:
         """What data brings, in order; the rest of what may be a frame waits for more."""
-        data = self._pending + data
+        data, at = self._pending + data, 0
         while True:
-            at = data.find(self._mark)
-            if at < 0:
-                keep = _overlap(data, self._mark)
-                self._pending = data[len(data) - keep :]
-                if out := data[: len(data) - keep]:
-                    yield out
+            found = data.find(self._mark, at)
+            if found < 0:
+                end = len(data) - _overlap(data, self._mark, at)
+                self._pending = data[end:]
+                if end > at:
+                    yield data[at:end]
                 return
-            if at:
-                yield data[:at]
-                data = data[at:]
-            frame = _frame(data, len(self._mark))
+            if found > at:
+                yield data[at:found]
+                at = found
+            frame = _frame(data, len(self._mark), at)
             if frame is None:  # not whole yet
-                self._pending = data
+                self._pending = data[at:]
                 return
             size, kind, part, more, payload = frame
             if size == 0:  # no frame after all
-                yield data[: len(self._mark)]
-                data = data[len(self._mark) :]
+                yield data[at : at + len(self._mark)]
+                at += len(self._mark)
                 continue
-            data = data[size:]
+            at += size
             if (message := self._join(kind, part, more, payload)) is not None:
                 yield message
 
@@ -86,32 +95,36 @@ class Splitter:
         if more:
             return None
         whole, self._parts, self._kind = b"".join(self._parts), [], ""
+        elements = sum(map(whole.count, (b",", b"[", b"{"))) if len(whole) > PAYLOAD_MAX else 0
+        if elements > ELEMENTS_MAX:
+            return Message(TOO_MUCH, None, len(whole))
         try:
-            return Message(kind, json.loads(whole) if whole else None)
+            return Message(kind, json.loads(whole) if whole else None, len(whole) + elements * _ELEMENT_COST)
         except (ValueError, RecursionError):
             return None
 
 
-def _frame(data: bytes, mark: int) -> tuple[int, str, int, bool, bytes] | None:
-    """(size, kind, part, more, payload) of the frame that data begins with; None if cut, size 0 if it is none."""
+def _frame(data: bytes, mark: int, at: int = 0) -> tuple[int, str, int, bool, bytes] | None:
+    """(size, kind, part, more, payload) of the frame at that place; None if it is cut, size 0 if it is none."""
     none = (0, "", 0, False, b"")
-    head = data[mark:_HEAD]
+    head = data[at + mark : at + _HEAD]
     if len(head) < _HEAD - mark:
         return None
     try:
         part, length = int(head[1:5], 16), int(head[6:10], 16)
     except ValueError:
         return none
-    if head[5:6] not in (b"+", b".") or length > PAYLOAD_MAX:
+    if head[5:6] not in (b"+", b".") or not 0 <= length <= PAYLOAD_MAX:
         return none
-    if len(data) < _HEAD + length:
+    end = at + _HEAD + length
+    if len(data) < end:
         return None
-    return _HEAD + length, chr(head[0]), part, head[5:6] == b"+", data[_HEAD : _HEAD + length]
+    return _HEAD + length, chr(head[0]), part, head[5:6] == b"+", data[at + _HEAD : end]
 
 
-def _overlap(data: bytes, mark: bytes) -> int:
-    """How many bytes at the end of data may begin a mark."""
-    for size in range(min(len(mark) - 1, len(data)), 0, -1):
+def _overlap(data: bytes, mark: bytes, at: int = 0) -> int:
+    """How many bytes at the end of data, from `at` on, may begin a mark."""
+    for size in range(min(len(mark) - 1, len(data) - at), 0, -1):
         if data.endswith(mark[:size]):
             return size
     return 0

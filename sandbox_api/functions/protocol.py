@@ -8,7 +8,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,6 +19,10 @@ FILE_MAX: Final = 4 << 30
 INLINE: Final = 48 << 10
 """Bytes of a value that comes in the line; a larger one lies in a file (runner.py)."""
 
+_BATCH_LINES: Final = 16
+_BATCH_BYTES: Final = 64 << 10
+_LINE_COST: Final = 16 << 10
+_ELEMENT_COST: Final = 100
 _TEXT_MAX: Final = 128 << 10
 _IDS_MAX: Final = 4096
 _PATH_MAX: Final = 2048
@@ -64,13 +68,34 @@ class Lines:
         """Bytes of a line that is not whole yet."""
         return len(self._rest)
 
-    def feed(self, data: bytes) -> Iterator[Frame]:
-        """The frames that are whole now; RunnerViolation."""
+    def cut(self, data: bytes) -> list[bytes]:
+        """The lines that are whole now; RunnerViolation."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > LINE_MAX:
             raise RunnerViolation("a line without an end")
-        for line in lines:
-            yield parse(line)
+        return lines
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """The frames that are whole now; RunnerViolation."""
+        return map(parse, self.cut(data))
+
+
+def batches(lines: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Lines in pieces that one turn of the loop may deal with (`common.turns`); none is empty."""
+    begin = size = 0
+    for at, line in enumerate(lines):
+        if at > begin and (at - begin == _BATCH_LINES or size + len(line) > _BATCH_BYTES):
+            yield lines[begin:at]
+            begin, size = at, 0
+        size += len(line)
+    if begin < len(lines):
+        yield lines[begin:]
+
+
+def cost(lines: Sequence[bytes]) -> int:
+    """What it takes to deal with lines, as a size in bytes (`common.turns`)."""
+    elements = sum(line.count(b",") + line.count(b"[") for line in lines)
+    return sum(map(len, lines)) + len(lines) * _LINE_COST + elements * _ELEMENT_COST
 
 
 def parse(line: bytes) -> Frame:

@@ -11,7 +11,9 @@ from isolation.sandbox import End, Sandbox
 class Fleet:
     """See the module."""
 
-    def __init__(self, tasks: TaskOwner) -> None:
+    def __init__(self, tasks: TaskOwner, *, silence_s: float) -> None:
+        """A sandbox whose PID 1 answers nothing for silence_s seconds while it is used is given up."""
+        self._silence_s = silence_s
         self.running: dict[str, Sandbox] = {}
         self.prepared: dict[str, Sandbox] = {}
         """Those that wait for a restore."""
@@ -34,7 +36,9 @@ class Fleet:
         self._tasks.spawn(self._watch(sandbox), name=f"watch {sandbox.id}")
 
     async def _watch(self, sandbox: Sandbox) -> None:
-        await sandbox.watch()
+        async with TaskOwner() as watching:
+            watching.spawn(sandbox.watch_guest(self._silence_s), name=f"watch PID 1 of {sandbox.id}")
+            await sandbox.watch()
         if sandbox.ended.done():
             sandbox.link.close()  # ends its execs
             self.ends.put_nowait((sandbox.id, sandbox.ended.result()))

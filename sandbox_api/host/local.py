@@ -119,7 +119,7 @@ class LocalHost:
         self._readiness = Readiness(machine, settings.state, owner, lambda: networks.problem, self._probe)
         self._tasks = tasks
         self._held = machine.keeper.take_all()
-        self._fleet = Fleet(self._tasks)
+        self._fleet = Fleet(self._tasks, silence_s=settings.guest_silence_s)
         self._foreground = Foreground()
         kept, loop = self._held.pop(_LAZY, None), asyncio.get_running_loop()
         self._lazy = LazyMount(
@@ -151,8 +151,9 @@ class LocalHost:
             stores=settings.stores,
             authorities=settings.ca_bundle,
         )
-        self.files = LocalFiles(self._fleet.get, allow_root=settings.allow_root)
-        self.system_files = LocalFiles(self._fleet.get, allow_root=True, no_links=True)
+        patience_s = settings.guest_silence_s
+        self.files = LocalFiles(self._fleet.get, allow_root=settings.allow_root, patience_s=patience_s)
+        self.system_files = LocalFiles(self._fleet.get, allow_root=True, patience_s=patience_s, no_links=True)
         self.ports = LocalPorts(self._fleet.get, self.files)
         self.networks = networks
         self.volumes = LocalVolumes(self._images)

@@ -13,8 +13,14 @@ _KEEP_MODE = 0o10000
 class LocalFiles:
     """See `sandbox_api.host.interface.Files`."""
 
-    def __init__(self, sandbox: Callable[[str], Sandbox], *, allow_root: bool, no_links: bool = False) -> None:
-        """See `isolation.files.operate`; with no_links there is read, write, pack, unpack and empty."""
+    def __init__(
+        self, sandbox: Callable[[str], Sandbox], *, allow_root: bool, patience_s: float, no_links: bool = False
+    ) -> None:
+        """An operation that gives no sign of life for patience_s seconds is ended.
+
+        With no_links there is read, write, pack, unpack and empty (see `isolation.files.operate`).
+        """
+        self._patience_s = patience_s
         self._sandbox = sandbox
         self._allow_root = allow_root
         self._no_links = no_links
@@ -34,6 +40,7 @@ class LocalFiles:
                 allow_root=self._allow_root,
                 stdin=stdin,
                 no_links=self._no_links,
+                patience_s=self._patience_s,
             ) as operation:
                 yield operation
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 from common import addresses
 from common.owners import Claim
 from common.text import clean_json
+from common.turns import turn_budget
 from isolation.execlog import Event, EventType, LogReader, LogWriter
 from isolation.network import Link
 from netpolicy.errors import NetworkUnavailable
@@ -19,6 +20,8 @@ from sandbox_api.host.interface import KnownEgress
 from sandbox_api.settings import Settings
 
 _LIMIT: Final = 16 << 20
+_RECORDS_MAX: Final = 1024
+_RECORD_COST: Final = 8 << 10
 LOG: Final = "network"
 """The log's name among those of the sandbox's execs."""
 
@@ -31,15 +34,17 @@ class Audit:
         self._open: dict[str, LogWriter] = {}
         self._last: dict[str, tuple[str, int]] = {}
         self._moved: dict[str, asyncio.Event] = {}
-        self.records: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
+        self.records: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue(_RECORDS_MAX)
 
     def path(self, sandbox: str) -> Path:
         """Where a sandbox's log lies."""
         return self._logs / sandbox / LOG
 
-    def write(self, records: list[dict[str, Any]]) -> None:
-        """Write what the gateway sent."""
+    async def write(self, records: list[dict[str, Any]]) -> None:
+        """Write what the gateway sent; it waits, and with it the gateway, while nobody takes them off `records`."""
+        turn = turn_budget()
         for record in records:
+            await turn.take(_RECORD_COST)
             sandbox = str(record.pop("sandbox"))
             if (log := self._log(sandbox)) is None:
                 continue  # it has ended, and nobody asks any more
@@ -49,9 +54,9 @@ class Audit:
             self._last[sandbox] = boot, seq
             log.append(EventType.NETWORK, json.dumps(clean_json(record)).encode())
             log.reclaim()
-            self.records.put_nowait((sandbox, record))
             if (moved := self._moved.pop(sandbox, None)) is not None:
                 moved.set()
+            await self.records.put((sandbox, record))
 
     def begin(self, sandbox: str) -> None:
         """Its records are welcome from now on."""

@@ -3,8 +3,13 @@
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Final
 
+from common.turns import turn_budget
 from isolation.execlog import Event, EventType, Gap, LogReader
+
+_READ: Final = 128 << 10
+_EVENT_COST: Final = 4 << 10
 
 Changed = Callable[[int, str], Awaitable[None]]
 """Waits until there is more than seq for that follower, or the log is complete."""
@@ -15,15 +20,17 @@ async def follow(
 ) -> AsyncIterator[Event | Gap]:
     """Every event beyond after, once and in order, up to the one that ends the log.
 
-    The file is the only buffer: a slow consumer costs nothing. FileNotFoundError if there is no such log.
+    The file is the only buffer: a slow consumer costs nothing. A quick one takes its turn with others that read much
+    (`common.turns`), and so hears of it when its client goes. FileNotFoundError if there is no such log.
     """
-    follower = secrets.token_hex(8)
+    follower, turn = secrets.token_hex(8), turn_budget()
     with LogReader(path) as reader:
         try:
             final_look = False
             while True:
-                events = reader.read(after)
+                events = reader.read(after, budget=_READ)
                 for event in events:
+                    await turn.take(_cost(event))
                     yield event
                     after = event.seq
                     if isinstance(event, Event) and event.type == EventType.EXIT:
@@ -35,6 +42,23 @@ async def follow(
                     return
                 await changed(after, follower)
                 final_look = reader.last <= after
+        finally:
+            unfollow(follower)
+
+
+def _cost(event: Event | Gap) -> int:
+    return _EVENT_COST + (len(event.payload) if isinstance(event, Event) else 0)
+
+
+async def wait_end(path: Path, changed: Changed, unfollow: Callable[[str], None]) -> None:
+    """Wait until the log has its last event, reading none of the others. FileNotFoundError if there is no such log."""
+    follower = secrets.token_hex(8)
+    with LogReader(path) as reader:
+        try:
+            while (last := reader.last) == 0 or reader.ending() is None:
+                await changed(last, follower)
+                if reader.last == last:  # nobody writes it any more, and it has no end: its server was killed
+                    return
         finally:
             unfollow(follower)
 

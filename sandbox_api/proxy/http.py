@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import h11
 from starlette.requests import ClientDisconnect
 
+from common.turns import turn_budget
 from sandbox_api.host.interface import Ports
 from sandbox_api.problems import Problem
 from sandbox_api.proxy.headers import Headers
 
 _PIECE = 64 << 10
+_EVENT_COST = 16 << 10
 
 
 @dataclass(slots=True)
@@ -76,9 +78,11 @@ class Exchange:
                 raise _failed("the program closed the connection without an answer")
 
     async def _body(self) -> AsyncIterator[bytes]:
+        turn = turn_budget()
         while True:
             event = await self._next()
             if isinstance(event, h11.Data):
+                await turn.take(_EVENT_COST + len(event.data))  # a byte may be a chunk of its own
                 yield bytes(event.data)
             else:
                 return

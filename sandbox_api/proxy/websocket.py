@@ -12,6 +12,7 @@ from websockets.protocol import Event
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
+from common.turns import turn_budget
 from sandbox_api.host.interface import Ports
 from sandbox_api.listener.pieces import PieceSize
 from sandbox_api.problems import Problem
@@ -19,6 +20,7 @@ from sandbox_api.proxy.headers import Headers
 
 MESSAGE_MAX = 16 << 20
 FRAGMENTS_MAX = 1024
+_EVENT_COST = 8 << 10
 
 
 class Upstream:
@@ -35,7 +37,8 @@ class Upstream:
         self._events: deque[Event] = deque()
         self._unparsed = memoryview(b"")
         self._piece = PieceSize()
-        self._parts: list[bytes] = []
+        self._parts = bytearray()
+        self._fragments = 0
         self._text = False
         self._failed = False
 
@@ -106,10 +109,13 @@ class Upstream:
 
     async def receive(self) -> str | bytes | None:
         """The program's next message; None when it has closed (`close_code` tells how)."""
+        turn = turn_budget()
         while True:
             self._events += self._protocol.events_received()
             while self._events and not self._failed:
-                if isinstance(event := self._events.popleft(), Frame) and (message := self._join(event)) is not None:
+                event = self._events.popleft()
+                await turn.take(_EVENT_COST)
+                if isinstance(event, Frame) and (message := self._join(event)) is not None:
                     return message
             if self._failed or self._protocol.close_rcvd is not None or not await self._hear():
                 await self._flush()
@@ -117,18 +123,19 @@ class Upstream:
 
     def _join(self, frame: Frame) -> str | bytes | None:
         if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
-            self._parts, self._text = [], frame.opcode is Opcode.TEXT
+            self._parts, self._fragments, self._text = bytearray(), 0, frame.opcode is Opcode.TEXT
         elif frame.opcode is not Opcode.CONT:
             return None
-        if len(self._parts) >= FRAGMENTS_MAX:
+        if self._fragments >= FRAGMENTS_MAX:
             self._protocol.fail(CloseCode.POLICY_VIOLATION, f"a message has at most {FRAGMENTS_MAX} fragments")
             self._failed = True
             self._parts.clear()
             return None
-        self._parts.append(bytes(frame.data))
+        self._fragments += 1
+        self._parts += frame.data
         if not frame.fin:
             return None
-        whole, self._parts = b"".join(self._parts), []
+        whole, self._parts = bytes(self._parts), bytearray()
         return whole.decode(errors="replace") if self._text else whole
 
     @property

@@ -10,7 +10,7 @@ from sandbox_api.models.execs import Exec
 from sandbox_api.problems import not_found
 from sandbox_api.routes.context import SandboxId, Services, Tenant, Use, problems
 from sandbox_api.services.contexts import describe
-from sandbox_api.services.exec_views import describe_exec
+from sandbox_api.services.exec_views import describe_with_output
 from sandbox_api.store.records import ExecRecord
 
 router = APIRouter(prefix="/v1/sandboxes/{sandbox_id}", tags=["contexts"])
@@ -60,4 +60,4 @@ async def _answer(use: Services, tenant: str, request: RunRequest, record: ExecR
     if request.wait and record.state != "exited":
         await use.execs.wait(record)
         record = await use.execs.get(tenant, record.sandbox_id, record.id)
-    return describe_exec(record, use.execs.log_path(record), request.max_output_bytes)
+    return await describe_with_output(record, use.execs.log_path(record), request.max_output_bytes)

@@ -9,7 +9,7 @@ from sandbox_api.problems import not_found
 from sandbox_api.readable import readable
 from sandbox_api.routes.context import ExecId, SandboxId, Tenant, Use, problems
 from sandbox_api.services.cursor import decode_cursor, encode_cursor
-from sandbox_api.services.exec_views import describe_exec
+from sandbox_api.services.exec_views import describe_exec, describe_with_output
 
 router = APIRouter(prefix="/v1/sandboxes/{sandbox_id}", tags=["execs"])
 _OUTPUT_MAX = 16 << 20
@@ -22,7 +22,7 @@ async def exec_(use: Use, tenant: Tenant, sandbox_id: SandboxId, request: ExecRe
     if request.wait and record.state != "exited":
         await use.execs.wait(record)
         record = await use.execs.get(tenant, sandbox_id, record.id)
-    return describe_exec(record, use.execs.log_path(record), request.max_output_bytes)
+    return await describe_with_output(record, use.execs.log_path(record), request.max_output_bytes)
 
 
 @router.get("/execs", responses=problems())
@@ -55,7 +55,7 @@ async def get(
 ) -> Exec:
     """An exec with head and tail of its output."""
     record = await use.execs.get(tenant, sandbox_id, exec_id)
-    return describe_exec(record, use.execs.log_path(record), max_output_bytes)
+    return await describe_with_output(record, use.execs.log_path(record), max_output_bytes)
 
 
 @router.post("/execs/{exec_id}/signal", status_code=204, responses=problems(409))
@@ -96,7 +96,7 @@ async def output(
     """
     record = await use.execs.get(tenant, sandbox_id, exec_id)
     try:
-        begin, data = use.execs.output(record, 1 if stream == "stdout" else 2, from_, limit)
+        begin, data = await use.execs.output(record, 1 if stream == "stdout" else 2, from_, limit)
     except FileNotFoundError:
         raise not_found("exec") from None
     headers = {"X-Next-Offset": str(begin + len(data))}

@@ -10,12 +10,15 @@ from typing import Any
 from fastapi import Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
 
+from common.turns import turn_budget
 from isolation.errors import SandboxGone
 from sandbox_api.auth import KEY_SUBPROTOCOL
 from sandbox_api.proxy.headers import request_headers, response_headers, subprotocols
 from sandbox_api.proxy.http import Exchange
 from sandbox_api.proxy.websocket import Upstream
 from sandbox_api.routes.context import Services
+
+_MESSAGE_COST = 16 << 10
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -86,8 +89,10 @@ async def pass_websocket(use: Services, place: Place, socket: WebSocket) -> None
         await socket.accept(subprotocol=chosen)
 
         async def up() -> None:
+            turn = turn_budget()
             while True:
                 message = await socket.receive()
+                await turn.take(_MESSAGE_COST)
                 if message["type"] == "websocket.disconnect":
                     await upstream.close(message.get("code", 1001))
                     raise Over

@@ -10,6 +10,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
 from common.errors import IsoboxError
+from common.turns import turn_budget
 from isolation.errors import SandboxGone
 from isolation.execlog import Event, Gap
 from sandbox_api.body import DEPTH_MAX, depth
@@ -24,6 +25,7 @@ _FIRST_FRAME_TIMEOUT_S = 30.0
 _PROTOCOLS = (wire.JSON_PROTOCOL, wire.BINARY_PROTOCOL)
 _OUT_OF_PROTOCOL = 1008
 _INPUT_AHEAD = 16
+_FRAME_COST = 4 << 10
 
 After = Annotated[int, Query(alias="from", ge=0, le=1 << 62)]
 
@@ -78,17 +80,20 @@ class _Session:
                 raise _Over
         except* _Over:
             pass
-        except* Problem as problems_:
+        except* IsoboxError as problems_:
             await _refuse(self._socket, _first(problems_))
         except* (WebSocketDisconnect, OSError, RuntimeError):
             pass  # the client has gone; the exec goes on
 
     async def _listen(self) -> None:
+        turn = turn_budget()
         while True:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
                 raise _Over
-            if (text := message.get("text")) is None:
+            text = message.get("text")
+            await turn.take(_FRAME_COST + len(text or ""))
+            if text is None:
                 raise Problem(
                     400, "frame_invalid", "client frames are text", hint='send {"type": "stdin", "data_b64": …}'
                 )

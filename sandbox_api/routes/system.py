@@ -5,6 +5,7 @@ from typing import Literal
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
+from common.turns import turn_budget
 from sandbox_api.models.common import ProblemDocument
 from sandbox_api.problems import Problem
 from sandbox_api.routes.context import Operator, Use, problems
@@ -47,5 +48,6 @@ async def metrics(use: Use, _: Operator) -> Response:
     use.metrics.tell_pool(use.host.shelves())
     use.metrics.tell_functions(use.functions.facts())
     use.metrics.tell_gpus(use.gpus.usage_of())
+    use.metrics.turn_largest.set(turn_budget().largest)
     use.metrics.gateway_starts.set(use.host.networks.gateway_starts)
     return Response(use.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -15,6 +15,7 @@ import secrets
 import signal
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,8 @@ import structlog
 from common.errors import IsoboxError
 from common.ids import new_id
 from common.tasks import TaskOwner
+from common.turns import aside
+from isolation.errors import GuestUnresponsive
 from isolation.execlog import Event, EventType, LogReader
 from sandbox_api.contexts.protocol import Splitter, unfinished
 from sandbox_api.host.interface import ExecEnd, Host
@@ -214,8 +217,9 @@ class ContextService:
         record.runs += 1
         request = {"run": record.runs, "code": code, "seed": os.urandom(16).hex() if record.reseed else None}
         record.reseed = False
-        run.record.run, run.record.first_seq = record.runs, context.seq
-        context.current = run
+        async with context.reading:  # its output begins behind an event, not in the middle of one
+            run.record.run, run.record.first_seq = record.runs, context.seq
+            context.current = run
         await self._store.save_context(record)
         await self._store.save_exec(run.record)
         self._host.hold(live.record.id)
@@ -256,7 +260,8 @@ class ContextService:
 
     async def _interrupt(self, context: LiveContext, run: Run) -> bool:
         sandbox, exec_id = context.record.sandbox_id, context.exec.id
-        self._host.execs.signal(sandbox, exec_id, signal.SIGINT, group=True)
+        with contextlib.suppress(GuestUnresponsive):  # what follows is never refused
+            self._host.execs.signal(sandbox, exec_id, signal.SIGINT, group=True)
         try:
             async with asyncio.timeout(_GRACE_S):
                 return await asyncio.shield(run.done)
@@ -280,7 +285,7 @@ class ContextService:
                 if event.type == EventType.EXIT:
                     break
                 if event.type in (EventType.STDOUT, EventType.STDERR):
-                    context.take(event)
+                    await context.take(event)
             context.seq = event.seq
         context.ended = True
         end = _how(context.exec)
@@ -307,26 +312,25 @@ class ContextService:
                 await self._store.forget_context(record.id)
                 continue
             current = next((r for r in runs if r.context == record.id and r.first_seq is not None), None)
-            self._go_on(live, record, exec_, current)
+            await self._go_on(live, record, exec_, current)
         for run in runs:
             if run.id not in live.execs:  # it had not had its turn, or its context is gone
                 opened = self._opened(live, run)
                 await self._execs.conclude_run(live, run, opened.log, ExecEnd("sandbox", ended_at=time.time()), None)
 
-    def _go_on(self, live: Live, record: ContextRecord, exec_: ExecRecord, current: ExecRecord | None) -> None:
+    async def _go_on(self, live: Live, record: ContextRecord, exec_: ExecRecord, current: ExecRecord | None) -> None:
         if current is None:
             with LogReader(self._execs.log_path(exec_)) as reader:
                 after = reader.last
         else:
             assert current.first_seq is not None
             after = current.first_seq
+            current.results = await aside(partial(_results, self._execs.log_path(current)))
         context = self._begin(live, record, exec_, after=after)
         context.ready.set_result(None)
         if current is not None:
             run = self._opened(live, current)
             run.sent = True
-            with LogReader(self._execs.log_path(current)) as reader:
-                current.results = [e.seq for e in _all(reader) if e.type == EventType.RESULT]
             run.skip = [*run.log.totals, len(current.results)]
             context.current = run
             self._host.hold(live.record.id)  # parked too: from the moment that it goes on
@@ -378,7 +382,7 @@ class ContextService:
                         {"exec_id": current.id, "context": record.id, "forked_from": current.forked_from}
                     ).encode(),
                 )
-            self._go_on(live, record, exec_, current)
+            await self._go_on(live, record, exec_, current)
 
     def forget(self, sandbox_id: str) -> None:
         """The sandbox has ended."""
@@ -419,13 +423,13 @@ def _timeout_error(record: ExecRecord, *, kept: bool) -> ExecError:
     )
 
 
-def _all(reader: LogReader) -> list[Event]:
-    events: list[Event] = []
-    after = 0
-    while found := reader.read(after):
-        events += [each for each in found if isinstance(each, Event)]
-        after = found[-1].seq
-    return events
+def _results(log: Path) -> list[int]:
+    """The seqs of a run's results; [] if it has no log yet."""
+    try:
+        with LogReader(log) as reader:
+            return reader.seqs(EventType.RESULT)
+    except FileNotFoundError:
+        return []
 
 
 def describe(context: LiveContext) -> Context:

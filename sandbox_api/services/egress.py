@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from common.turns import turn_budget
 from fs import authorities
 from isolation.execlog import Event, EventType, LogReader
 from isolation.files import FileFailed
@@ -28,6 +29,7 @@ from sandbox_api.store.records import ExecRecord, SandboxRecord
 Asked = str | Mapping[str, Any] | None
 _BUNDLE_MAX: Final = 4 << 20
 _EVENTS_EACH_MAX: Final = 200
+_RECORD_COST: Final = 8 << 10
 _REPEATED_S: Final = 1.0
 
 
@@ -213,8 +215,10 @@ class EgressService:
 
     async def watch(self, tell: Callable[[ExecRecord, EventType, bytes], None]) -> None:
         """Tell sandboxes, and by `tell` what runs in them, of what was refused, for ever."""
+        turn = turn_budget()
         while True:
             id_, record = await self._host.networks.next_record()
+            await turn.take(_RECORD_COST)
             self._metrics.egress.labels(record["event"], record["verdict"]).inc()
             live = self._registry.live.get(id_)
             if live is not None and record["verdict"] == "refuse" and self._worth_telling(id_, record):

@@ -2,16 +2,37 @@
 
 import contextlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from common.turns import aside
 from isolation.execlog import Event, LogReader
 from sandbox_api.models.common import time_of
 from sandbox_api.models.execs import Exec, ExecError, Omission, Outcome, Truncation
 from sandbox_api.output.follow import clip
 from sandbox_api.store.records import ExecRecord
 
+_RECORDS_HERE: Final = 2048
+_OUTPUT_HERE: Final = 256 << 10
+"""What is read of a log sooner than a thread is woken."""
 _RESULTS_MAX: Final = 32 << 20
+
+
+async def describe_with_output(record: ExecRecord, log: Path, max_output_bytes: int) -> Exec:
+    """As a client sees it, with output; what takes long to read is read beside the loop."""
+    if is_quick(log, max_output_bytes):
+        return describe_exec(record, log, max_output_bytes)
+    return await aside(partial(describe_exec, record, log, max_output_bytes))
+
+
+def is_quick(log: Path, limit: int) -> bool:
+    """Whether a log is read in no time: it is small, or nothing of it is read."""
+    try:
+        with LogReader(log) as reader:
+            return reader.last <= _RECORDS_HERE and min(limit, sum(reader.totals())) <= _OUTPUT_HERE
+    except FileNotFoundError:
+        return True
 
 
 def describe_exec(record: ExecRecord, log: Path, max_output_bytes: int | None) -> Exec:

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from common.ids import new_id
 from common.tasks import TaskOwner
+from common.turns import aside
 from isolation.channel.frames import Stage
 from isolation.channel.link import StartFailed
 from isolation.errors import SandboxGone
@@ -17,10 +18,11 @@ from isolation.execlog import Event, EventType, Gap, LogReader, LogWriter
 from sandbox_api.host.interface import ExecEnd, ExecSpec, Host, KnownExec, Terminal
 from sandbox_api.metrics import Metrics
 from sandbox_api.models.execs import ExecError, ExecRequest
-from sandbox_api.output.follow import follow
+from sandbox_api.output.follow import Changed, follow, wait_end
 from sandbox_api.problems import Problem, invalid, not_found, start_failed
 from sandbox_api.services.egress import EgressService
 from sandbox_api.services.exec_ends import conclude, last_events
+from sandbox_api.services.exec_views import is_quick
 from sandbox_api.services.gpus import environment
 from sandbox_api.services.openlog import OpenLog
 from sandbox_api.services.registry import Live, Registry
@@ -95,7 +97,6 @@ class ExecService:
             raise
         self._metrics.execs.inc()
         record.state, record.started_at = "running", time.time()
-        self._note_start(record)
         await self._store.save_exec(record)
         self._tasks.spawn(self._finish(live, record), name=f"exec {record.id}")
         if isinstance(request.stdin, str):
@@ -104,11 +105,15 @@ class ExecService:
         return record
 
     def _note_start(self, record: ExecRecord) -> None:
+        payload = self._announcement(record)
+        self._host.execs.append(record.sandbox_id, record.id, EventType.STARTED, payload)
+
+    @staticmethod
+    def _announcement(record: ExecRecord) -> bytes:
         said: dict[str, object] = {"exec_id": record.id, "argv": record.argv}
         if record.forked_from is not None:
             said["forked_from"] = record.forked_from
-        payload = json.dumps(said).encode()
-        self._host.execs.append(record.sandbox_id, record.id, EventType.STARTED, payload)
+        return json.dumps(said).encode()
 
     def environment(self, sandbox: SandboxRecord) -> dict[str, str]:
         """What stands in the environment of all that is started in a sandbox."""
@@ -132,6 +137,7 @@ class ExecService:
             overflow=record.overflow,
             log_limit=self._settings.log_limit_mb << 20,
             keeps_awake=record.role != "context",
+            announcement=self._announcement(record),
         )
         try:
             spec.request()
@@ -299,24 +305,26 @@ class ExecService:
 
     async def wait(self, record: ExecRecord) -> None:
         """Wait for its end."""
-        async for _ in self.follow(record, after=self._last(record)):
-            pass
-
-    def _last(self, record: ExecRecord) -> int:
-        with LogReader(self.log_path(record)) as reader:
-            return max(0, reader.last - 1)
+        sandbox, id_ = record.sandbox_id, record.id
+        await wait_end(
+            self.log_path(record), self._changed(record), lambda f: self._host.execs.unfollow(sandbox, id_, f)
+        )
 
     def follow(self, record: ExecRecord, after: int) -> AsyncIterator[Event | Gap]:
         """Its events beyond after."""
         sandbox, id_ = record.sandbox_id, record.id
+        return follow(
+            self.log_path(record), after, self._changed(record), lambda f: self._host.execs.unfollow(sandbox, id_, f)
+        )
 
+    def _changed(self, record: ExecRecord) -> Changed:
         async def changed(seq: int, follower: str) -> None:
-            if (ours := self._logs.get(id_)) is not None:
+            if (ours := self._logs.get(record.id)) is not None:
                 await ours.changed(seq)
             else:
-                await self._host.execs.changed(sandbox, id_, seq, follower)
+                await self._host.execs.changed(record.sandbox_id, record.id, seq, follower)
 
-        return follow(self.log_path(record), after, changed, lambda f: self._host.execs.unfollow(sandbox, id_, f))
+        return changed
 
     def open_log(self, record: ExecRecord) -> OpenLog:
         """The log of a run, which the service itself writes."""
@@ -350,10 +358,15 @@ class ExecService:
         live.used_at = time.time()
         await self._store.save_exec(record)
 
-    def output(self, record: ExecRecord, stream: int, start: int, limit: int) -> tuple[int, bytes]:
+    async def output(self, record: ExecRecord, stream: int, start: int, limit: int) -> tuple[int, bytes]:
         """Bytes of a stream from start on: (offset they begin at, bytes)."""
-        with LogReader(self.log_path(record)) as reader:
-            return reader.stream(stream, start, limit)
+        path = self.log_path(record)
+
+        def read() -> tuple[int, bytes]:
+            with LogReader(path) as reader:
+                return reader.stream(stream, start, limit)
+
+        return read() if is_quick(path, limit) else await aside(read)
 
     # ---- acting on it
 

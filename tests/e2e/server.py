@@ -66,7 +66,8 @@ class Server:
         return httpx.Client(base_url=self.url, headers=headers, timeout=60)
 
     def client(self, **options: object) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=60, **options)  # type: ignore[arg-type]
+        options = {"timeout": 60, **options}
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, **options)  # type: ignore[arg-type]
 
     def kill(self) -> None:
         """As the kernel would under memory pressure."""

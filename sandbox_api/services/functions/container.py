@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from common.errors import IsoboxError
+from common.turns import turn_budget
 from isolation.execlog import EventType, Gap
 from sandbox_api.functions import protocol
 from sandbox_api.functions.protocol import Frame, Lines, RunnerViolation
@@ -25,7 +26,7 @@ _HAVE_S: Final = 20.0
 _WORDS_MAX: Final = 2048
 
 OnFrames = Callable[["Container", list[Frame], int], None]
-"""Hears what came, and how many bytes of the log that was in all; everything is dealt with when it returns."""
+"""Hears some of what came, and how many bytes of the log that makes in all; all of it is dealt with on return."""
 
 
 class Container:
@@ -60,7 +61,9 @@ class Container:
         self.waits: Counter[str] = Counter()
         """By input, how many calls of its own it waits for."""
         self.asked: set[int] = set()
-        """Questions that are being answered."""
+        """Questions that the runner has open, as far as what it says tells."""
+        self.answered: set[int] = set()
+        """Those of them that were answered since: what it said before it had the answers counts them still."""
         self._have: dict[int, asyncio.Future[list[str]]] = {}
         self._asked = 0
         self._held = False
@@ -154,7 +157,7 @@ class Container:
 
     async def pump(self, on_frames: OnFrames) -> None:
         """Hand on what the runner says, until its end; RunnerViolation."""
-        lines, seen, skip = Lines(), 0, self.record.taken
+        lines, seen, skip, turn = Lines(), 0, self.record.taken, turn_budget()
         try:
             async for event in self._execs.follow(self.exec, 0):
                 if isinstance(event, Gap):
@@ -165,12 +168,16 @@ class Container:
                     self.words = (self.words + event.payload)[-_WORDS_MAX:]
                 elif event.type == EventType.STDOUT:
                     data = event.payload[max(0, skip - seen) :]
+                    taken = max(seen, skip) - lines.pending
+                    self.asked -= self.answered
+                    self.answered.clear()
                     seen += len(event.payload)
-                    if not data:
-                        continue
-                    frames = [each for each in lines.feed(data) if self._not_ours(each)]
-                    self.record.taken = seen - lines.pending
-                    on_frames(self, frames, self.record.taken)
+                    for batch in protocol.batches(lines.cut(data)):
+                        await turn.take(protocol.cost(batch))
+                        frames = [frame for frame in map(protocol.parse, batch) if self._not_ours(frame)]
+                        taken += sum(len(line) + 1 for line in batch)
+                        self.record.taken = taken
+                        on_frames(self, frames, taken)
         finally:
             for each in self._have.values():
                 if not each.done():

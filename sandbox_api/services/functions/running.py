@@ -16,6 +16,7 @@ import structlog
 
 from common.errors import IsoboxError
 from common.tasks import TaskOwner
+from common.turns import turn_budget
 from sandbox_api.functions import protocol, scale
 from sandbox_api.functions.protocol import Frame, RunnerViolation, Value
 from sandbox_api.models.functions import CreateFunction
@@ -36,6 +37,7 @@ _START_PAUSE_S: Final = 0.5
 _INLINE: Final = 48 << 10
 _QUESTIONS_SPARE: Final = 8
 _SAID_MAX: Final = 64 << 10
+_QUESTION_COST: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +337,7 @@ class Running:
     # ---- what became of them
 
     def _on_frames(self, container: Container, frames: list[Frame], taken: int) -> None:
-        """All that one event of the log tells is written together with how far the log has been dealt with."""
+        """All that these lines of the log tell is written together with how far the log has been dealt with."""
         with self._store.transaction():
             for frame in frames:
                 self._on_frame(container, frame)
@@ -466,6 +468,7 @@ class Running:
 
     async def _answer(self, container: Container, frame: Frame) -> None:
         """A question of the function's; one that waits for a call lets others have its place meanwhile."""
+        await turn_budget().take(_QUESTION_COST)
         waits = frame.input in container.hand and _waits_for_a_call(frame)
         if waits:
             container.waits[frame.input] += 1
@@ -477,7 +480,7 @@ class Running:
                 container.waits.subtract([frame.input])
                 container.waits += Counter()  # without those that are at zero
         await container.send(line)
-        container.asked.discard(frame.number)
+        container.answered.add(frame.number)
 
     def _failed(self, record: InputRecord, error: dict[str, Any]) -> None:
         retries = self.asked.retries

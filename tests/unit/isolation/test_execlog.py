@@ -119,3 +119,38 @@ def test_the_end_is_found(tmp_path: Path) -> None:
         log.append(EventType.EXIT, b"{}")
         assert reader.ending() == b"{}"
     log.close()
+
+
+@pytest.mark.parametrize("start", [0, 5, 8191])
+def test_what_was_printed_byte_by_byte_is_read_in_few_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int
+) -> None:
+    log = LogWriter(tmp_path / "e")
+    for n in range(8192):
+        log.append(EventType.STDOUT, bytes([n % 251]))
+    log.close()
+    reads = [0]
+    pread = os.pread
+
+    def counting(*arguments: int) -> bytes:
+        reads[0] += 1
+        return pread(*arguments)
+
+    monkeypatch.setattr("isolation.execlog.os.pread", counting)
+    with LogReader(tmp_path / "e") as reader:
+        assert reader.stream(1, start, 4096) == (start, bytes(n % 251 for n in range(8192))[start : start + 4096])
+    assert reads[0] < 80
+
+
+def test_events_of_a_type_are_found_by_the_index(tmp_path: Path) -> None:
+    log = LogWriter(tmp_path / "e", limit=2 * HEAD_KEPT)
+    results = []
+    for n in range(300):
+        log.append(EventType.STDOUT, b"x" * 16384)
+        if n % 100 == 0:
+            results.append(log.append(EventType.RESULT, b"{}"))
+        log.reclaim()
+    log.close()
+    with LogReader(tmp_path / "e") as reader:
+        there = [seq for seq in results if reader.read(seq - 1, budget=1)[0].seq == seq]
+        assert reader.seqs(EventType.RESULT) == there

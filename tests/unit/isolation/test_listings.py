@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolation import files
-from isolation.errors import ChannelViolation
+from isolation.errors import HelperBroken
 from isolation.files import Entry, EntryParser, FileFailed, parse_entries
 
 NAMES = st.binary(min_size=1, max_size=20).filter(lambda name: b"\0" not in name)
@@ -30,23 +30,23 @@ def test_a_listing_is_the_same_however_it_is_cut(names: list[bytes], step: int) 
     raw = b"".join(line(name) for name in names)
     assert parsed(raw, step) == (parse_entries(raw) if raw else [])
     if raw:
-        with pytest.raises(ChannelViolation):
+        with pytest.raises(HelperBroken):
             parsed(raw[:-1], step)
 
 
 @given(st.binary(max_size=200), st.integers(1, 50))
 def test_rubbish_is_a_violation(raw: bytes, step: int) -> None:
-    with contextlib.suppress(ChannelViolation):
+    with contextlib.suppress(HelperBroken):
         for entry in parsed(raw, step):
             assert entry.type in ("file", "dir", "symlink", "other")
 
 
 def test_what_no_listing_prints_is_noticed_at_once() -> None:
     parser = EntryParser()
-    with pytest.raises(ChannelViolation):
+    with pytest.raises(HelperBroken):
         parser.feed(bytes(400_000))
     parser = EntryParser()
-    with pytest.raises(ChannelViolation):
+    with pytest.raises(HelperBroken):
         for _ in range(100):
             parser.feed(b"n" * 4096)
     assert parser._fed < 1 << 20

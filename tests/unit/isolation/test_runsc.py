@@ -30,14 +30,16 @@ def test_none_that_can_be_told(output: str) -> None:
 @pytest.mark.parametrize(
     ("release", "can"),
     [
-        ("20240729.0", (False, True, False, False)),
-        ("20250602.0", (False, True, False, False)),
-        ("20250603.0", (True, True, False, False)),
-        ("20260618.0", (True, False, False, False)),
-        ("20260817.0", (True, False, True, True)),
+        ("20240729.0", (False, True, False, False, False)),
+        ("20250602.0", (False, True, False, False, False)),
+        ("20250603.0", (True, True, False, False, False)),
+        ("20251208.0", (True, False, False, False, False)),
+        ("20251215.0", (True, False, True, False, False)),
+        ("20260618.0", (True, False, True, False, False)),
+        ("20260817.0", (True, False, True, True, True)),
     ],
 )
 def test_what_it_can(release: str, can: tuple[bool, ...]) -> None:
     found = Runsc(Path("/usr/bin/runsc"), release)
-    of_it = found.bounds_overlays, found.bears_freezing, found.names_at_restore, found.makes_links_itself
-    assert of_it == can
+    changes, freezing, descriptors = found.bounds_overlays, found.bears_freezing, found.guards_descriptors
+    assert (changes, freezing, descriptors, found.names_at_restore, found.makes_links_itself) == can

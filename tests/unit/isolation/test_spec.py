@@ -1,6 +1,6 @@
 import json
 
-from isolation.spec import ROOT_CAPABILITIES, Resources, oci_spec
+from isolation.spec import DEFAULT, ROOT_CAPABILITIES, Resources, oci_spec
 
 
 def test_the_spec_gives_nothing_away() -> None:
@@ -36,3 +36,18 @@ def test_process_one_refuses_namespaces_unless_it_is_told_otherwise() -> None:
 
     assert process(False)["env"] == []
     assert process(True) == process(False) | {"env": ["NAMESPACES=1"]}, "all else has to be the same in copies"
+
+
+def test_pid_1_may_cover_its_descriptors_where_the_kernel_does_not() -> None:
+    def capabilities(hides: bool) -> dict[str, list[str]]:
+        spec = oci_spec(hostname="x", root="/r", image="/i", overlay=None, resources=DEFAULT, hides_descriptors=hides)
+        found: dict[str, list[str]] = spec["process"]["capabilities"]
+        return found
+
+    assert "CAP_SYS_ADMIN" not in str(capabilities(False))
+    hiding = capabilities(True)
+    assert "CAP_SYS_ADMIN" in hiding["permitted"]
+    assert "CAP_SYS_ADMIN" not in hiding["inheritable"], "what it starts never has it"
+    assert set(capabilities(False)["permitted"]) > set(capabilities(False)["inheritable"]), (
+        "so root may not trace PID 1"
+    )

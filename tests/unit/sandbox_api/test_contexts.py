@@ -1,3 +1,4 @@
+import asyncio
 import json
 import subprocess
 import sys
@@ -9,7 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_api.contexts.protocol import MARK, Message, Splitter, results, unfinished
+from common.turns import turn_budget
+from isolation.execlog import Event, EventType
+from sandbox_api.contexts.protocol import ELEMENTS_MAX, MARK, TOO_MUCH, Message, Splitter, results, unfinished
+from sandbox_api.services.live_context import LiveContext, Run
+from sandbox_api.services.openlog import OpenLog
+from sandbox_api.store.records import ContextRecord, ExecRecord
 
 TOKEN = "0123456789abcdef"
 RUNNER = Path(__file__).parents[3] / "sandbox_api" / "contexts" / "python_runner.py"
@@ -186,3 +192,66 @@ def test_a_seed_makes_the_numbers_its_own(runner: Runner) -> None:
     first = runner.run(code, seed="00" * 16)[2]
     assert runner.run(code, seed="00" * 16)[2] == first
     assert runner.run(code, seed="01" * 16)[2] != first
+
+
+def test_a_message_of_too_many_elements_is_not_read() -> None:
+    out, messages = split(message("R", [[] for _ in range(ELEMENTS_MAX)]), [])
+    assert out == b""
+    assert [each.kind for each in messages] == [TOO_MUCH]
+
+
+def test_many_small_frames_cost_as_much_as_they_are() -> None:
+    """Each was cut off the front of all the rest once: 3,000 frames moved 200 MB."""
+    data = message("R", 1) * 3000
+    splitter = Splitter(TOKEN)
+    pieces = list(splitter.feed(data))
+    assert len(pieces) == 3000
+    assert not splitter._pending
+
+
+def live(tmp_path: Path) -> tuple[LiveContext, Run]:
+    record = ContextRecord("ctx", "sbx", "python", "exe", TOKEN, 0.0, default=False)
+    common = {
+        "sandbox_id": "sbx",
+        "number": 1,
+        "argv": ["python"],
+        "title": None,
+        "state": "running",
+        "created_at": 0.0,
+    }
+    exec_, made = ExecRecord(id="exe", **common), ExecRecord(id="run", run=1, **common)  # type: ignore[arg-type]
+    loop = asyncio.get_running_loop()
+    run = Run(made, OpenLog(tmp_path / "run", limit=1 << 20), loop.create_future())
+    context = LiveContext(record, exec_, (Splitter(TOKEN), Splitter(TOKEN)), loop.create_future())
+    context.current = run
+    return context, run
+
+
+def test_a_run_ends_behind_the_event_that_tells_of_it_and_the_next_begins_there(tmp_path: Path) -> None:
+    async def run() -> None:
+        context, running = live(tmp_path)
+        done = message("D", {"run": 1, "ok": True})
+        await context.take(Event(1, 0, EventType.STDERR, done))
+        began = []
+
+        async def next_run() -> None:
+            async with context.reading:
+                began.append(context.seq)
+
+        # So much that it takes several turns: whoever comes meanwhile waits for the whole event.
+        noise = (b"x" + message("R", {"text/plain": "1"})) * 500
+        taking = asyncio.get_running_loop().create_task(context.take(Event(2, 0, EventType.STDOUT, done + noise)))
+        await asyncio.sleep(0)
+        waiting = asyncio.get_running_loop().create_task(next_run())
+        await asyncio.sleep(0)
+        assert not taking.done()
+        assert not running.done.done(), "it ends behind the event"
+        assert not began
+        await taking
+        await waiting
+        assert await running.done
+        assert began == [2]
+        assert running.log.totals[0] == 500, "all of the event is the run's"
+        assert turn_budget().largest <= 2 * turn_budget().limit
+
+    asyncio.run(run())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from isobox.functions import codec
 from sandbox_api.functions import protocol
-from sandbox_api.functions.protocol import Frame, Lines, RunnerViolation, parse
+from sandbox_api.functions.protocol import Frame, Lines, RunnerViolation, batches, cost, parse
 
 ROOT = Path(__file__).parents[3]
 SOURCE = """
@@ -154,3 +154,16 @@ def test_lines_however_they_are_cut(pieces: list[bytes]) -> None:
         list(Lines().feed(b"".join(pieces) + b"\n"))
     except RunnerViolation:
         return
+
+
+@given(st.lists(st.binary(max_size=400).filter(lambda line: b"\n" not in line), max_size=80))
+def test_lines_come_in_pieces_that_a_turn_may_deal_with(lines: list[bytes]) -> None:
+    pieces = [list(each) for each in batches(lines)]
+    assert [line for piece in pieces for line in piece] == lines
+    assert all(0 < len(piece) <= 16 for piece in pieces)
+
+
+def test_a_batch_is_bounded_in_bytes_and_paid_for_by_what_is_in_it() -> None:
+    large = [b"x" * 40_000] * 4
+    assert [len(each) for each in batches(large)] == [1, 1, 1, 1]
+    assert cost([b"[" * 1000]) > cost([b"x" * 1000]) > 1000
