@@ -133,8 +133,8 @@ def test_a_sandbox_has_its_own_and_nobody_elses(server: Server, machine: FakeMac
         assert int(cached) >= 2
         shown = states(server)
         assert [uuid for uuid, state in shown.items() if state == "used"] == sorted(mine)
-        with server.operator() as http:
-            metrics = http.get("/metrics").text
+        with server.client() as http, server.operator() as operator:
+            metrics = operator.get("/metrics").text
             assert f'isobox_gpu_used{{kind="h100",sandbox="{sandbox.id}",uuid="{mine[0]}"}} 1.0' in metrics
             for refused_call in (
                 http.post(f"/v1/sandboxes/{sandbox.id}/snapshots", json={}),
