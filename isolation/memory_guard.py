@@ -133,8 +133,10 @@ class MemoryGuard:
                 if await self._armed(await self._relieve()):
                     return
                 await asyncio.sleep(_LOOK_S)
-        except (GuestUnresponsive, SandboxGone) as error:
+        except GuestUnresponsive as error:
             _log.warning("memory not freed", error=str(error))
+        except SandboxGone:
+            return  # and its memory with it
         finally:
             self._busy = False
 

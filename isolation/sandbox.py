@@ -312,11 +312,13 @@ class Sandbox:
         self._guard.start()
 
     async def _relieve(self) -> None:
-        if self._guard is not None:
-            await self._guard.relieve()
-            if self._guard.kernel_kills != self.kernel_kills:
-                self.kernel_kills = self._guard.kernel_kills
-                self._write_record()
+        guard = self._guard
+        if guard is None:
+            return
+        await guard.relieve()
+        if guard.kernel_kills != self.kernel_kills and self.alive:
+            self.kernel_kills = guard.kernel_kills
+            self._write_record()
 
     @classmethod
     async def attach(

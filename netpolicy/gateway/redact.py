@@ -221,13 +221,24 @@ class Needles:
                 yield head
 
 
-def follow(low: bytes, at: int, writing: Writing, index: int) -> tuple[int, int, bool]:
-    """Read on in a writing: (where the text departs from it, at which character, whether only because it ends)."""
+def follow(low: bytes, at: int, writing: Writing, index: int, *, final: bool = False) -> tuple[int, int, bool]:
+    """Read on in a writing: (where the text departs from it, at which character, whether only because it ends).
+
+    A character that may be longer than what there is of it is left for what follows; not so where the text is final,
+    nor at the writing's end: a line's end behind that is no secret.
+    """
     while index < len(writing):
         form = next((form for form in writing[index] if low.startswith(form, at)), None)
+        rest = low[at : at + _FORM_MAX]
         if form is None:
-            rest = low[at : at + _FORM_MAX]
             return at, index, any(form.startswith(rest) for form in writing[index])
+        if (
+            rest == form
+            and not final
+            and index + 1 < len(writing)
+            and any(len(longer) > len(form) and longer.startswith(form) for longer in writing[index])
+        ):
+            return at, index, True
         at, index = at + len(form), index + 1
     return at, index, False
 
@@ -255,37 +266,41 @@ class Redactor:
 
     def flush(self) -> bytes:
         """End the stream; returns the rest."""
-        rest, self._held, self._inside = self._held, b"", []
-        return rest
-
-    def all(self, data: bytes) -> bytes:
-        """Redact a piece that stands for itself."""
-        passed, _ = self._stars(data) if self._needles.writings else (data, 0)
+        rest, self._held = self._held, b""
+        passed = bytearray(rest)
+        if self._inside:
+            self._read_on(rest.lower(), 0, passed, final=True)
         self._inside = []
         return bytes(passed)
 
-    def _stars(self, text: bytes) -> tuple[bytearray, int]:
+    def all(self, data: bytes) -> bytes:
+        """Redact a piece that stands for itself."""
+        passed, _ = self._stars(data, final=True) if self._needles.writings else (data, 0)
+        self._inside = []
+        return bytes(passed)
+
+    def _stars(self, text: bytes, *, final: bool = False) -> tuple[bytearray, int]:
         """The text with its secrets replaced, and up to where it is decided."""
         passed, low, at = bytearray(text), text.lower(), 0
         if self._inside:
-            at = self._read_on(low, 0, passed)
+            at = self._read_on(low, 0, passed, final=final)
             if self._inside:
                 return passed, at
         if self._needles.may_be_in(low):
             while (begin := self._needles.find(low, at)) >= 0:
                 self.found += 1
                 self._inside = [(writing, 0) for writing in self._needles.writings]
-                at = self._read_on(low, begin, passed)
+                at = self._read_on(low, begin, passed, final=final)
                 if self._inside:
                     break
         return passed, at
 
-    def _read_on(self, low: bytes, begin: int, passed: bytearray) -> int:
+    def _read_on(self, low: bytes, begin: int, passed: bytearray, *, final: bool) -> int:
         """Replace what goes on in any writing; returns where the longest ends. Writings that may go on are kept."""
-        ends = [(*follow(low, begin, writing, index), writing) for writing, index in self._inside]
+        ends = [(*follow(low, begin, writing, index, final=final), writing) for writing, index in self._inside]
         end = max(at for at, *_ in ends)
         self._inside = [
-            (writing, index) for at, index, undecided, writing in ends if undecided and at == end and index >= _HEAD
+            (writing, index) for at, index, undecided, writing in ends if undecided and at == end and index >= _HEAD - 1
         ]
         passed[begin:end] = b"*" * (end - begin)
         return end

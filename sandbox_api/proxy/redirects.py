@@ -85,8 +85,8 @@ def _below(rest: bytes, prefix: bytes, path: bytes) -> bytes:
     else:
         base = path.partition(b"?")[0]
         inner = base.rpartition(b"/")[0] + b"/" + written
-        if base and not _has_dots(written):
-            return written + tail  # else the client would look beside the prefix, for example at another port
+        if base and not _has_dots(written) and b":" not in written.partition(b"/")[0]:
+            return written + tail  # else the client would look beside the prefix, or take a name for a scheme
     return prefix + _resolved(inner) + tail
 
 

@@ -113,7 +113,10 @@ def test_a_full_disk_is_an_error_not_an_end(http: httpx.Client) -> None:
     assert result["stdout"] == "back\n"
     answer = http.put(f"{path}/files", params={"path": "/home/user/big"}, content=b"x" * (64 << 20))
     assert (answer.status_code, answer.json()["code"]) == (507, "no_space")
-    assert [e["name"] for e in http.get(f"{path}/files/list", params={"path": "/home/user"}).json()["entries"]] == ["f"]
+    assert [e["name"] for e in http.get(f"{path}/files/list", params={"path": "/home/user"}).json()["entries"]] == [
+        ".local",
+        "f",
+    ]
     http.delete(path)
 
 
@@ -267,5 +270,5 @@ def test_python_client_errors_are_typed(server: Server) -> None:
         sandbox.exec("true")
     with pytest.raises(NotFound) as missing:
         Sandbox.create("no-such-image", url=server.url, api_key=server.key)
-    assert "known are: base, data, node, python" in str(missing.value)
+    assert "known are: agent, base, browser, data, node, python" in str(missing.value)
     sandbox.close()

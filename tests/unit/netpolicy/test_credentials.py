@@ -274,6 +274,17 @@ def test_a_long_secret_is_found_to_its_end(size: int, data: st.DataObject) -> No
     assert seen.count(b"*") >= size, "in base64 it is longer"
 
 
+@pytest.mark.parametrize("end", ["", " behind"])
+def test_a_cut_in_front_of_a_lines_end_loses_nothing(end: str) -> None:
+    secret = "".join(random.Random(59).choices("abcXYZ019-_./+=<&%", k=120))
+    text = base64.encodebytes(b"\xa5" * 69 + secret.encode() + b"\xa5" * 2) + end.encode()
+    whole = Redactor(Needles([secret])).all(text)
+    assert whole.count(b"*") >= 160 - 4, "its first and last character hold bits of what is beside it"
+    for cut in range(len(text)):
+        redactor = Redactor(Needles([secret]))
+        assert redactor.feed(text[:cut]) + redactor.feed(text[cut:]) + redactor.flush() == whole, cut
+
+
 def test_of_two_secrets_that_begin_alike_each_is_found_whole() -> None:
     first, second = "k" * 60 + "-first-end", "k" * 60 + "-other-end"
     for secret in (first, second):

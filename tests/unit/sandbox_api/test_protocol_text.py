@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from isolation.errors import HelperBroken
 from isolation.execlog import Event, EventType
 from isolation.files import FileFailed, _raise_error
 from sandbox_api.contexts.protocol import results
@@ -40,12 +41,18 @@ def test_results_are_cleaned_where_they_come_in_and_where_they_go_out() -> None:
 
 
 @pytest.mark.parametrize("number", [b"1" * 20, b"-5", b"9999", b"0", b"x", b"1" * 5000])
-def test_an_errno_nobody_has_is_a_refusal(number: bytes) -> None:
-    with pytest.raises(FileFailed) as caught:
+def test_an_errno_nobody_has_is_told_as_a_replaced_program(number: bytes) -> None:
+    with pytest.raises(HelperBroken) as caught:
         _raise_error(b"error\0" + number + b"\0/\xff\0")
     problem = from_error(caught.value)
-    assert 400 <= problem.status < 500
+    assert (problem.status, problem.code) == (502, "helper_broken")
     json.dumps(problem.document(""), ensure_ascii=False).encode()
+
+
+def test_a_path_that_is_no_text_is_told_all_the_same() -> None:
+    with pytest.raises(FileFailed) as caught:
+        _raise_error(b"error\0002\0/\xff\0")
+    json.dumps(from_error(caught.value).document(""), ensure_ascii=False).encode()
 
 
 def test_only_cursors_of_ours_are_read() -> None:

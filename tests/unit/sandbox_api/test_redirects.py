@@ -84,6 +84,11 @@ def test_a_refresh_is_a_redirect() -> None:
     assert shown(b"5; url=https://elsewhere.example/") == b"5; url=https://elsewhere.example/"
 
 
+def test_a_name_that_could_be_a_scheme_stays_a_name() -> None:
+    assert told(b"http:http:/", b"/") == PREFIX + b"/http:/"
+    assert told(b"https:javascript:alert(1)", b"/a/b") == PREFIX + b"/a/javascript:alert(1)"
+
+
 parts = st.sampled_from(
     ["/", "\\", "..", ".", "%2e", "%2E.", "v1", "http:", "https:", "//", "api.example", ":8700", "localhost:8000", "@", "?", "#", " ", "\t", "\n", "é", PREFIX.decode()]
 )  # fmt: skip
