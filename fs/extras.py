@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
             if names := _named(extras, "pip:"):
                 add_python_packages(root, names, Path(folder))
             if names := _named(extras, "npm:"):
-                add_npm_packages(root, names)
+                add_npm_packages(root, names, Path(folder))
             if "chromium-for-playwright" in extras:
                 add_chromium_for_playwright(root)
     except (OSError, ToolFailed, zipfile.BadZipFile) as error:
@@ -142,17 +142,18 @@ def add_python_packages(root: Path, names: Sequence[str], work: Path) -> None:
         shutil.rmtree(inside)
 
 
-def add_npm_packages(root: Path, names: Sequence[str]) -> None:
+def add_npm_packages(root: Path, names: Sequence[str], work: Path) -> None:
     """Install packages below /usr/local with this machine's npm, and have every program inside find them.
 
     Node looks for /node_modules from wherever a program lies, whether it imports or requires.
     """
     if shutil.which("npm") is None:
         raise FileNotFoundError("npm is not installed on this machine: install the package npm")
-    # No links in bin: a program of that name may be pip's.
-    argv = ["npm", "install", "--global", "--ignore-scripts", "--no-bin-links", "--no-audit", "--no-fund"]
-    argv += ["--loglevel=error", "--prefix", str(root / "usr/local"), *names]
-    run(argv)
+    # Elsewhere first: npm insists on their programs, and one of that name may be pip's.
+    argv = ["npm", "install", "--global", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    run([*argv, "--prefix", str(work / "npm"), *names])
+    modules = root / "usr/local/lib/node_modules"
+    shutil.copytree(work / "npm/lib/node_modules", modules, symlinks=True, dirs_exist_ok=True)
     if not (root / "node_modules").exists():
         (root / "node_modules").symlink_to("usr/local/lib/node_modules")
 

@@ -150,10 +150,10 @@ with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
 with socket.socket(socket.AF_INET6) as outside:
     print(outside.connect_ex(("2001:db8::1", 80)) != 0)
 """
-    for sandbox in (python, *python.fork(1)):
-        assert sandbox.exec("python", "-c", script).stdout.split() == ["::1", "True"]
-        if sandbox is not python:
-            sandbox.terminate()
+    [child] = python.fork(1)
+    with child:
+        for sandbox in (python, child):
+            assert sandbox.exec("python", "-c", script).stdout.split() == ["::1", "True"]
     assert output(python, "getent ahosts localhost | cut -d' ' -f1 | sort -u") == "127.0.0.1"
 
 

@@ -195,3 +195,21 @@ def test_a_tree_that_mmdebstrap_made_is_told_from_others() -> None:
 def test_a_tool_that_fails_is_told_with_its_last_words() -> None:
     with pytest.raises(extras.ToolFailed, match=r"sh -c .* failed \(3\): first \| last"):
         extras.run(["sh", "-c", "echo first; echo last >&2; exit 3"])
+
+
+def test_npm_puts_nothing_in_the_way_of_pips_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def npm(argv: list[str]) -> None:
+        prefix = Path(argv[argv.index("--prefix") + 1])
+        (prefix / "bin").mkdir(parents=True)
+        (prefix / "bin/tool").write_text("npm's")
+        (prefix / "lib/node_modules/tool").mkdir(parents=True)
+
+    monkeypatch.setattr(extras, "run", npm)
+    monkeypatch.setattr(extras.shutil, "which", lambda _: "/usr/bin/npm")
+    root = tmp_path / "root"
+    (root / "usr/local/bin").mkdir(parents=True)
+    (root / "usr/local/bin/tool").write_text("pip's")
+    extras.add_npm_packages(root, ["tool"], tmp_path)
+    assert (root / "usr/local/bin/tool").read_text() == "pip's"
+    assert (root / "usr/local/lib/node_modules/tool").is_dir()
+    assert (root / "node_modules").readlink() == Path("usr/local/lib/node_modules")
