@@ -28,6 +28,7 @@ MOST = 3.0
 FOLLOWERS = 20
 FOLLOWED = 150 << 20
 _PR_SET_PDEATHSIG = 1
+_LEAVE_WITHIN_S = 20.0
 URL, KEY = "HOSTILE_URL", "HOSTILE_KEY"
 
 
@@ -219,8 +220,13 @@ def attacked(url: str, key: str, *attacks: str) -> Iterator[None]:
         assert not [process.args for process in running if process.poll() is not None], "an attack ended by itself"
     finally:
         for process in running:
-            process.kill()
-            process.wait()
+            process.terminate()
+        for process in running:
+            try:
+                process.wait(timeout=_LEAVE_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
             assert process.stdout is not None
             process.stdout.close()
         with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as http:
@@ -282,6 +288,7 @@ def main() -> None:
     """One attack, by its name; without one, all of it."""
     if len(sys.argv) > 1 and sys.argv[1] in ATTACKS:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # nobody is attacked once nobody measures
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the function's run is closed
         with contextlib.suppress(KeyboardInterrupt):
             ATTACKS[sys.argv[1]](Attacker(os.environ[URL], os.environ[KEY]))
         return
