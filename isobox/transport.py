@@ -13,6 +13,7 @@ from isobox.config import Config
 from isobox.errors import ConnectionFailed
 
 _CONNECT_TIMEOUT_S = 10.0
+_UNAVAILABLE = 503
 _BROKEN = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
 
 
@@ -39,6 +40,16 @@ def _may_repeat(call: Call, error: httpx.TransportError, tried: int) -> bool:
     if isinstance(error, httpx.ConnectError) and tried == 0:
         return False  # nobody was ever there: say so at once
     return call.safe and isinstance(error, _BROKEN)
+
+
+def _restarts(call: Call, response: httpx.Response, body: Any) -> bool:
+    """Whether the server was stopped while the call waited: the next one answers."""
+    return (
+        call.safe
+        and response.status_code == _UNAVAILABLE
+        and isinstance(body, dict)
+        and body.get("code") == "restarting"
+    )
 
 
 def _body(response: httpx.Response) -> Any:
@@ -73,6 +84,9 @@ class Transport:
                 continue
             self._reached = True
             body = _body(response)
+            if _restarts(call, response, body) and (wait := next(waits, None)) is not None:
+                time.sleep(wait)
+                continue
             raise_for(response.status_code, body)
             return body
 
@@ -115,6 +129,9 @@ class AsyncTransport:
                 continue
             self._reached = True
             body = _body(response)
+            if _restarts(call, response, body) and (wait := next(waits, None)) is not None:
+                await asyncio.sleep(wait)
+                continue
             raise_for(response.status_code, body)
             return body
 

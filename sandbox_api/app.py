@@ -18,6 +18,7 @@ from common.tasks import TaskOwner
 from sandbox_api.auth import Keys
 from sandbox_api.gate import Gate, Websockets
 from sandbox_api.host.local import local_host
+from sandbox_api.in_flight import InFlight
 from sandbox_api.metrics import Metrics
 from sandbox_api.models.common import ProblemDocument
 from sandbox_api.problems import Problem, from_error, invalid
@@ -166,7 +167,7 @@ async def services(settings: Settings, store: Store, metrics: Metrics) -> AsyncI
         )
 
 
-def make_app(settings: Settings, store: Store) -> FastAPI:
+def make_app(settings: Settings, store: Store, in_flight: InFlight) -> FastAPI:
     """The application; whoever serves it holds the state directory's lock."""
     metrics = Metrics()
 
@@ -211,7 +212,14 @@ def make_app(settings: Settings, store: Store) -> FastAPI:
     app.add_exception_handler(WebSocketRequestValidationError, _on_invalid_socket)
     app.add_exception_handler(HTTPException, _on_http)
     websockets = Websockets(most=settings.websockets, per_caller=settings.websockets_per_key)
-    app.add_middleware(Gate, keys=Keys.load(settings.state), store=store, metrics=metrics, websockets=websockets)
+    app.add_middleware(
+        Gate,
+        keys=Keys.load(settings.state),
+        store=store,
+        metrics=metrics,
+        websockets=websockets,
+        in_flight=in_flight,
+    )
     _describe(app)
     return app
 

@@ -23,6 +23,7 @@ from common.errors import IsoboxError
 from common.ids import new_id
 from sandbox_api.auth import Caller, Keys, key_of
 from sandbox_api.body import read_json, replay
+from sandbox_api.in_flight import InFlight, Request
 from sandbox_api.metrics import Metrics
 from sandbox_api.problems import Problem, from_error
 from sandbox_api.store.store import Store
@@ -40,8 +41,18 @@ _KEPT_MAX: Final = 1 << 20
 class Gate:
     """See the module."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, store: Store, metrics: Metrics, websockets: "Websockets") -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keys,
+        store: Store,
+        metrics: Metrics,
+        websockets: "Websockets",
+        in_flight: InFlight,
+    ) -> None:
         self._app = app
+        self._in_flight = in_flight
         self._websockets = websockets
         self._keys = keys
         self._store = store
@@ -78,7 +89,8 @@ class Gate:
             headers = dict(scope["headers"])
             caller = scope["state"]["caller"] = self._keys.caller(key_of(headers))
             if scope["type"] == "http":
-                await self._http(scope, receive, noting, headers)
+                with self._in_flight.request() as request:
+                    await self._http(scope, receive, _marking(request, noting), headers)
             else:
                 with self._websockets.opened(caller):
                     await self._app(scope, receive, noting)
@@ -188,6 +200,19 @@ class _Kept:
         # Work that was done is work that was done, even if nobody listens to its answer any more.
         with contextlib.suppress(OSError):
             await self._send(message)
+
+
+def _marking(request: Request, send: Send) -> Send:
+    """Pass messages on, and note how far the answer is."""
+
+    async def marking(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            request.begun = True
+            type_ = dict(message.get("headers", [])).get(b"content-type", b"")
+            request.endless = type_.startswith(b"text/event-stream")
+        await send(message)
+
+    return marking
 
 
 async def _repeat(send: Send, known: tuple[str, int, str, bytes], request: str) -> None:

@@ -1,5 +1,6 @@
 """The server's process: lock, listen, serve, drain."""
 
+import asyncio
 import logging
 import os
 import resource
@@ -14,12 +15,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from common import logs
 from common.errors import IsoboxError
 from sandbox_api.app import lock_state, make_app
+from sandbox_api.in_flight import InFlight
 from sandbox_api.listener.http import protocol
 from sandbox_api.listener.websocket import WebsocketProtocol
 from sandbox_api.settings import Settings
 from sandbox_api.store.store import Store
 
 _DRAIN_S = 10
+_FINISH_S = 1.0
+"""What a request is given to end by itself when the server stops; those that only wait are told then."""
+
 _BACKLOG = 1024
 _OOM_SCORE = -500
 _SWITCH_S = 0.0005
@@ -28,13 +33,24 @@ _log = structlog.get_logger(__name__)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, saying in one line when it is ready."""
+    """uvicorn, saying in one line when it is ready, and answering who waits when it stops."""
+
+    def __init__(self, config: uvicorn.Config, in_flight: InFlight) -> None:
+        super().__init__(config)
+        self._in_flight = in_flight
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             print(f"isobox ready on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        interrupting = asyncio.get_running_loop().call_later(_FINISH_S, self._in_flight.interrupt)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            interrupting.cancel()
 
 
 class _Start:
@@ -112,7 +128,8 @@ def serve(settings: Settings) -> None:
     lock = lock_state(settings.state)
     store = Store(settings.state / "isobox.db")
     listener = _listen(settings)
-    app = _Start(make_app(settings, store))
+    in_flight = InFlight()
+    app = _Start(make_app(settings, store, in_flight))
     try:
         config = uvicorn.Config(
             app,
@@ -135,7 +152,7 @@ def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=_DRAIN_S,
             lifespan="on",
         )
-        _Server(config).run(sockets=[listener])
+        _Server(config, in_flight).run(sockets=[listener])
     except SystemExit:
         if app.failure is not None:
             raise app.failure from None

@@ -1,5 +1,6 @@
 """The server may die at any moment: what runs goes on, and nobody loses or repeats a byte."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -10,13 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 from server import COMMAND, Server, until
 
-from isobox import Sandbox
+from isobox import AsyncSandbox, Sandbox
 
 COUNTER = "i=0; while [ $i -lt {n} ]; do echo line $i; i=$((i+1)); done; exit 7"
 
@@ -197,6 +199,39 @@ def test_oom_while_no_server_runs_is_told_as_oom(own_server: Server) -> None:
     assert info.state == "running" or (info.termination or {})["reason"] == "oom"
     sandbox.terminate()
     sandbox.close()
+
+
+def test_a_clean_restart_is_a_pause_that_no_client_notices(own_server: Server) -> None:
+    own_server.start()
+    where = {"url": own_server.url, "api_key": own_server.key}
+    with Sandbox.create(**where) as sandbox, ThreadPoolExecutor() as threads:
+        sandbox.run("1")  # the context is there
+
+        def ask() -> httpx.Response:
+            with own_server.client() as http:
+                return http.post(f"/v1/sandboxes/{sandbox.id}/exec", json={"argv": ["sleep", "300"]})
+
+        async def ask_async() -> str:
+            async with await AsyncSandbox.connect(sandbox.id, **where) as same:
+                return (
+                    await same.exec("sh", "-c", "touch async; while [ ! -e go ]; do sleep 0.1; done; echo a")
+                ).stdout
+
+        waiting = "import os, time\nopen('context', 'w')\nwhile not os.path.exists('go'):\n    time.sleep(0.1)\n6 * 7"
+        plain = threads.submit(ask)
+        blocking = threads.submit(sandbox.exec, "sh", "-c", "touch exec; while [ ! -e go ]; do sleep 0.1; done; echo b")
+        run = threads.submit(sandbox.run, waiting)
+        asynchronous = threads.submit(lambda: asyncio.run(ask_async()))
+        until(lambda: {"exec", "context", "async"} <= {entry.name for entry in sandbox.files.list("/home/user")})
+        own_server.stop()
+        told = plain.result(30)
+        assert (told.status_code, told.json()["code"], told.json()["retryable"]) == (503, "restarting", True)
+        own_server.start()
+        sandbox.files.write("/home/user/go", b"")
+        assert blocking.result(60).stdout == "b\n"
+        assert run.result(60).text == "42"
+        assert asynchronous.result(60) == "a\n"
+        sandbox.terminate()
 
 
 def test_a_second_server_on_the_same_state_refuses(server: Server) -> None:
