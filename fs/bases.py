@@ -29,6 +29,8 @@ class Base:
 
 _COMMON: Final = ("ca-certificates", "curl", "git", "procps")
 _PYTHON: Final = ("python3", "python3-pip", "python3-venv")
+_NODE: Final = ("libatomic1", "libstdc++6")
+"""What Node's own binaries need: npm's, and those that Playwright brings along."""
 BASES: Final = {
     "base": Base(("ca-certificates", "curl"), "a minimal system"),
     "python": Base((*_PYTHON, *_COMMON), "python3, pip and git"),
@@ -37,11 +39,12 @@ BASES: Final = {
         "python with IPython, numpy, pandas and matplotlib",
     ),
     # Python: npm builds native modules with it.
-    "node": Base(("libstdc++6", "python3", *_COMMON), "node, npm and git", extras=("node",)),
+    "node": Base(("python3", *_COMMON, *_NODE), "node, npm and git", extras=("node",)),
     "agent": Base(
         (
             *_PYTHON,
             *_COMMON,
+            *_NODE,
             "build-essential",
             "ipython3",
             "jq",
@@ -62,6 +65,7 @@ BASES: Final = {
         (
             *_PYTHON,
             *_COMMON,
+            *_NODE,
             "chromium",
             "fonts-dejavu-core",
             "fonts-freefont-ttf",

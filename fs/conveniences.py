@@ -1,6 +1,6 @@
 """What people and models expect of any Linux machine, and many images lack. Pure.
 
-- `python` is there wherever `python3` is.
+- `python` is there wherever `python3` is; so are `pip` and `ipython`.
 - `pip install` and `npm install --global` work as the default user: no "externally managed" refusal, a place of its
   own in ~/.local, which exists already, so that a Python that runs finds what is installed meanwhile.
 - A login shell keeps the PATH that it was given: the image's ENV PATH, and ~/.local/bin.
@@ -57,11 +57,12 @@ def with_line(text: str, key: str, line: str) -> str:
 
 def _add_python(files: TreeFiles, home: bytes) -> None:
     tree = files.tree
-    if not any(tree.find(programs + b"/python") for programs in _PROGRAMS):
-        for programs in _PROGRAMS:
-            if tree.find(programs + b"/python3") is not None:
-                files.link(programs + b"/python", b"python3")
-                break
+    for name in (b"python", b"pip", b"ipython"):
+        if not any(tree.find(programs + b"/" + name) for programs in _PROGRAMS):
+            for programs in _PROGRAMS:
+                if tree.find(programs + b"/" + name + b"3") is not None:
+                    files.link(programs + b"/" + name, name + b"3")
+                    break
     for libraries in _LIBRARIES:
         above = tree.find(libraries)
         for name in sorted(above.children if above is not None else ()):

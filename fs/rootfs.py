@@ -11,7 +11,7 @@ from fs.oci.layers import Sink
 from fs.tree import Node, Tree, folder, show
 from fs.treefiles import TreeFiles
 
-REVISION: Final = 4
+REVISION: Final = 5
 """Of what is done here: an image of an older one is renewed on first use."""
 
 _DATABASE_MAX: Final = 1 << 20

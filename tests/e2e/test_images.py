@@ -189,7 +189,9 @@ def test_one_setting_puts_an_authority_into_every_sandbox_and_build(tmp_path: Pa
     authority, key = new_authority("a company's proxy")
     (tmp_path / "ca.pem").write_text(f"# ours\n{authority}")
     certificate, private = issue(authority, key)
-    behind_proxy = Server(tmp_path / "state", nursery, ISOBOX_CA_BUNDLE=str(tmp_path / "ca.pem"), ISOBOX_POOL_FLOOR="0")
+    # The cache is every server's: `base` alone is prepared for this one, and anew for the next that asks for it.
+    settings = {"ISOBOX_CA_BUNDLE": str(tmp_path / "ca.pem"), "ISOBOX_POOL_IMAGE": "base", "ISOBOX_POOL_FLOOR": "0"}
+    behind_proxy = Server(tmp_path / "state", nursery, **settings)
     behind_proxy.start()
     try:
         with Sandbox.create("base", url=behind_proxy.url, api_key=behind_proxy.key) as sandbox:

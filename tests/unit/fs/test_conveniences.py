@@ -86,6 +86,14 @@ def test_a_python_that_is_there_stays(where: str) -> None:
     assert len([path for path, _ in image.tree.walk() if path.endswith(b"/python")]) == 1
 
 
+def test_pip_and_ipython_are_found_by_their_short_names_too() -> None:
+    image = Image(usr__local__bin__pip3="", usr__bin__ipython3="").add()
+    for path, target in ((b"usr/local/bin/pip", b"pip3"), (b"usr/bin/ipython", b"ipython3")):
+        node = image.tree.find(path)
+        assert node is not None
+        assert node.target == target
+
+
 def test_what_the_image_has_is_kept() -> None:
     image = Image(usr__bin__npm="", etc__shadow="")
     image.put("home/user/.npmrc", "//registry/:_authToken=x\n")
