@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-LIMIT: Final = 256 << 10
+LIMIT: Final = 512 << 10
 """Bytes of work a turn."""
 
 

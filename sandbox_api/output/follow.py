@@ -8,7 +8,7 @@ from typing import Final
 from common.turns import turn_budget
 from isolation.execlog import Event, EventType, Gap, LogReader
 
-_READ: Final = 128 << 10
+_READ: Final = 256 << 10
 _EVENT_COST: Final = 4 << 10
 
 Changed = Callable[[int, str], Awaitable[None]]

@@ -63,7 +63,7 @@ def test_a_follower_whose_client_goes_reads_no_further(tmp_path: Path, reads: li
         assert sent[0] < 4 * MIB, "it went on after its client had gone"
 
     asyncio.run(run())
-    assert len(reads) < 32, "64 MiB take 512"
+    assert len(reads) < 32, "64 MiB take 256"
 
 
 def test_followers_share_what_a_turn_may_do(tmp_path: Path) -> None:
