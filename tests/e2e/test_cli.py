@@ -93,6 +93,15 @@ def test_a_commands_own_dashes_stay(isobox) -> None:  # type: ignore[no-untyped-
     isobox("kill", id_)
 
 
+def test_what_the_policy_refused_is_told_when_the_command_failed(isobox) -> None:  # type: ignore[no-untyped-def]
+    curl = "curl -s https://pypi.example.org/"
+    done = isobox("run", "--", "sh", "-c", f"{curl}; exit 3")
+    assert done.returncode == 3
+    assert 'to allow it add {"host": "pypi.example.org"}' in done.stderr
+    done = isobox("run", "--", "sh", "-c", f"{curl}; true")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_local_files_are_named_as_they_were_typed(isobox, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     id_ = isobox("create").stdout.strip()
     absent = str(tmp_path / "absent")
