@@ -120,7 +120,7 @@ def exec_(
     workdir: Annotated[str | None, typer.Option(help="Working directory inside.")] = None,
     tty: Annotated[bool, typer.Option("--tty", "-t", help="With a terminal.")] = False,
 ) -> None:
-    """Run a command in a sandbox that exists."""
+    """Run a command in a sandbox that exists: isobox exec ID -- ls -l."""
     argv = context.args[1:] if context.args[:1] == ["--"] else context.args
     if not argv:
         raise typer.BadParameter("name a command behind the id, for example: isobox exec ID -- ls -l")
