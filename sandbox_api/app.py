@@ -233,7 +233,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
         return _document(request, Problem(400, "json_invalid", "the body is not JSON", hint="send a JSON object"))
     hint = "see /openapi.json for what is expected"
     if any(each["loc"] == ("body",) for each in found) and not _is_json(request):
-        hint = "send the header `Content-Type: application/json`: without it the body is not read as JSON"
+        hint = "send a JSON object, with the header `Content-Type: application/json`"
     return _document(request, invalid(streams.validation_text(found), hint))
 
 
