@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from isobox.errors import IsoboxError
+
 DEFAULT_URL = "http://127.0.0.1:8700"
 
 
@@ -25,7 +27,13 @@ class Config:
     def find_operator(cls) -> "Config":
         """The server as `find` finds it, and the operator's key: ISOBOX_OPERATOR_KEY, else that which it wrote here."""
         url = os.environ.get("ISOBOX_URL") or DEFAULT_URL
-        return cls(url.rstrip("/"), os.environ.get("ISOBOX_OPERATOR_KEY") or _local_key("operator-key"))
+        key = os.environ.get("ISOBOX_OPERATOR_KEY") or _local_key("operator-key")
+        if not key:
+            raise IsoboxError(
+                "this takes the operator's key: set ISOBOX_OPERATOR_KEY"
+                " (it is in the server's state directory, file operator-key)"
+            )
+        return cls(url.rstrip("/"), key)
 
     @property
     def websocket_url(self) -> str:

@@ -64,7 +64,9 @@ class ImageFailed(IsoboxError):
         self.image = image
         failure = image.failure or {}
         self.hint = str(failure.get("hint", ""))
-        super().__init__(f"image {image.name}: {failure.get('detail')}" + (f" ({self.hint})" if self.hint else ""))
+        super().__init__(
+            f"image {image.name} ({image.id}): {failure.get('detail')}" + (f" ({self.hint})" if self.hint else "")
+        )
 
 
 class ForkIncomplete(IsoboxError):

@@ -4,8 +4,10 @@ image = isobox.Image.base("python").pip_install("numpy==2.*").run("python3 -c 'i
 with isobox.Sandbox.create(image) as sandbox: ...
 """
 
+import errno
 import hashlib
 import json
+import os
 import shlex
 import sys
 import tempfile
@@ -134,7 +136,7 @@ class Image:
         """Copy a local folder's contents into a folder inside, or a local file to a place inside."""
         found = Path(source)
         if not found.exists():
-            raise FileNotFoundError(f"there is no {found}")
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(found))
         if found.is_dir():
             return self._then(_Local(((found, ""),), to))
         folder, _, name = to.rpartition("/")

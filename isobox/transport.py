@@ -30,10 +30,12 @@ def _arguments(call: Call) -> dict[str, Any]:
 
 
 def _failed(config: Config, error: httpx.TransportError) -> ConnectionFailed:
-    return ConnectionFailed(
-        f"cannot reach the isobox server at {config.url}: {error or type(error).__name__}"
-        " (start it with `isobox serve`, or set ISOBOX_URL)"
-    )
+    hint = "start it with `isobox serve`, or set ISOBOX_URL"
+    if isinstance(error, httpx.UnsupportedProtocol):
+        hint = "ISOBOX_URL is written http://HOST:PORT"
+    elif "WRONG_VERSION_NUMBER" in str(error):
+        hint = "nothing there speaks TLS; the server itself speaks http://, and https:// takes a proxy before it"
+    return ConnectionFailed(f"cannot reach the isobox server at {config.url}: {error or type(error).__name__} ({hint})")
 
 
 def _may_repeat(call: Call, error: httpx.TransportError, tried: int) -> bool:

@@ -1,6 +1,8 @@
 """Local folders as tar archives, and back."""
 
+import errno
 import gzip
+import os
 import tarfile
 from pathlib import Path
 from typing import IO
@@ -9,7 +11,7 @@ from typing import IO
 def pack(source: Path, target: IO[bytes]) -> None:
     """Write a folder's contents, or one file, as a gzipped tar: the same bytes for the same tree."""
     if not source.exists():
-        raise FileNotFoundError(f"there is no {source}")
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
     with (
         gzip.GzipFile("", "wb", 1, target, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as archive,

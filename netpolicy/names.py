@@ -50,7 +50,7 @@ def pattern(text: str) -> str:
     if not text.startswith("*"):
         return canonical(text)
     if not text.startswith("*."):
-        raise NameInvalid(f"{text!r}: a wildcard is written *.example.com")
+        raise NameInvalid(f"{text!r}: a wildcard is written *.example.com; all hosts are the preset `open`")
     base = canonical(text[2:])
     if _suffixes().privatesuffix(base) is None:
         raise NameInvalid(f"{text!r} is too wide: anybody can register a name below {base}")

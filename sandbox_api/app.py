@@ -239,7 +239,15 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     found = error.errors()
     if any(each["type"] == "json_invalid" for each in found):
         return _document(request, Problem(400, "json_invalid", "the body is not JSON", hint="send a JSON object"))
-    return _document(request, invalid(streams.validation_text(found), "see /openapi.json for what is expected"))
+    hint = "see /openapi.json for what is expected"
+    if any(each["loc"] == ("body",) for each in found) and not _is_json(request):
+        hint = "send a JSON object, with the header `Content-Type: application/json`"
+    return _document(request, invalid(streams.validation_text(found), hint))
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 async def _on_invalid_socket(_: WebSocket, error: Exception) -> None:

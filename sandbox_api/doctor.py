@@ -210,10 +210,14 @@ def _packages(_: Settings) -> str:
 def _leftovers(_: Settings) -> str:
     """Tell what is on this machine, by whose it is; what is nobody's any more is in no server's way."""
     found = belongings(sweeping.survey())
-    if left := gone(found):
-        return f"dead servers left {'; '.join(each.words() for each in left)}: run `isobox doctor --sweep`"
-    alive = [f"{each.owner.state or UNKNOWN} ({each.standing}, pid {each.owner.pid})" for each in found]
-    return f"none; servers: {', '.join(alive) or 'none'}"
+    left = gone(found)
+    dead = f"dead servers left {'; '.join(each.words() for each in left)}: run `isobox doctor --sweep`"
+    servers = []
+    for owned in found:
+        if owned not in left:
+            pid = f", pid {owned.owner.pid}" if owned.owner.pid else ""
+            servers.append(f"{owned.owner.state or UNKNOWN} ({owned.standing}{pid})")
+    return f"{dead if left else 'none'}; servers: {', '.join(servers) or 'none'}"
 
 
 def swept(only: Path | None) -> Iterator[str]:

@@ -81,6 +81,7 @@ def run(
     argv = context.args
     if not argv:
         raise typer.BadParameter("name a command behind --, for example: isobox run -- python3 -c 'print(1)'")
+    _refuse_stray_option(argv[0], "they are listed by isobox run --help")
     resources = {"memory_mb": memory_mb} if memory_mb else None
     with Sandbox.create(
         image,
@@ -93,6 +94,12 @@ def run(
     ) as sandbox:
         code = stream.run(sandbox, argv, user=user)
     raise typer.Exit(code)
+
+
+def _refuse_stray_option(word: str, hint: str) -> None:
+    """Refuse an option where a program or an id is expected: PASS_ON lets unknown options through."""
+    if word.startswith("-"):
+        raise typer.BadParameter(f"{word} is no option here; {hint}")
 
 
 def _env(pairs: list[str] | None) -> dict[str, str] | None:
@@ -113,10 +120,12 @@ def exec_(
     workdir: Annotated[str | None, typer.Option(help="Working directory inside.")] = None,
     tty: Annotated[bool, typer.Option("--tty", "-t", help="With a terminal.")] = False,
 ) -> None:
-    """Run a command in a sandbox that exists."""
-    argv = [each for each in context.args if each != "--"] if context.args[:1] == ["--"] else context.args
+    """Run a command in a sandbox that exists: isobox exec ID -- ls -l."""
+    argv = context.args[1:] if context.args[:1] == ["--"] else context.args
     if not argv:
-        raise typer.BadParameter("name a command")
+        raise typer.BadParameter("name a command behind the id, for example: isobox exec ID -- ls -l")
+    _refuse_stray_option(sandbox, "they are listed by isobox exec --help")
+    _refuse_stray_option(argv[0], "options stand before the sandbox's id: isobox exec --user root ID -- id")
     options = {name: value for name, value in {"user": user, "workdir": workdir}.items() if value is not None}
     found = Sandbox.connect(sandbox)
     raise typer.Exit(stream.terminal(found, argv, options) if tty else stream.run(found, argv, **options))
@@ -189,7 +198,12 @@ def files_ls(
 @files_app.command("get")
 def files_get(sandbox: SandboxArgument, path: str, target: Annotated[Path | None, typer.Argument()] = None) -> None:
     """Copy a file out of a sandbox."""
-    Sandbox.connect(sandbox).files.download(path, target or Path(Path(path).name))
+    name = Path(path).name
+    if target is None:
+        target = Path(name)
+    elif target.is_dir():
+        target /= name
+    Sandbox.connect(sandbox).files.download(path, target)
 
 
 @files_app.command("put")
@@ -339,6 +353,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
+        if isinstance(error, OSError) and str(error.filename) in sys.argv:  # a file that the person named
+            complain(f"{error.filename}: {error.strerror}")
+            sys.exit(1)
         if (detail := getattr(error, "detail", None)) is None:  # a fault of ours: its text may quote a server's
             sys.stderr.write(printable_lines(traceback.format_exc()))
             sys.exit(1)

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -21,14 +23,21 @@ Destinations = Annotated[
     typer.Argument(help="HOST or *.HOST (80 and 443), ADDRESS or NETWORK (every port); or each with :PORT[,PORT…]."),
 ]
 _FOLLOW_S = 20.0
+_PORTS = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*")
 
 
 def rule(text: str) -> dict[str, Any]:
     """A rule as the API takes it: "api.example.com:443,8443", "203.0.113.0/24:5432"."""
+    if "://" in text:
+        raise typer.BadParameter(
+            f"{text} is a URL; name its host: {urlsplit(text).netloc.rpartition('@')[2] or 'HOST'}"
+        )
     destination, colon, ports = text.rpartition(":") if ":" in text else (text, "", "")
     is_address = destination.replace(".", "").replace("/", "").isdecimal()
     found: dict[str, Any] = {"cidr" if is_address else "host": destination}
     if colon:
+        if not _PORTS.fullmatch(ports):
+            raise typer.BadParameter(f"{text}: ports are numbers or ranges, for example {destination}:443,8000-8100")
         found["ports"] = [int(each) if each.isdecimal() else each for each in ports.split(",")]
     return found
 

@@ -17,6 +17,8 @@ from isobox import Event, Process, Sandbox
 from isobox.cli.say import complain, note
 from isobox.errors import IsoboxError
 
+_REFUSALS_SHOWN = 3
+
 
 def run(sandbox: Sandbox, argv: list[str], **options: Any) -> int:
     """Run and follow; stdin is passed on unless it is a terminal."""
@@ -44,6 +46,7 @@ def replay(process: Process, *, follow: bool) -> int:
 
 def _show(events: Iterator[Event]) -> int:
     code = 1
+    refusals: dict[str, str] = {}
     for event in events:
         if event.type == "stdout":
             sys.stdout.buffer.write(event.data)
@@ -57,10 +60,24 @@ def _show(events: Iterator[Event]) -> int:
             complain(event.info["message"])
             if event.info["hint"]:
                 note(f"        {event.info['hint']}")
+        elif event.type == "network":
+            refusals[event.info["reason"]] = event.info["hint"]
         elif event.type == "exit":
             outcome = event.info["outcome"]
             code = outcome["exit_code"] if outcome["exit_code"] is not None else 1
+    if code:
+        _tell_refusals(refusals)
     return code
+
+
+def _tell_refusals(refusals: dict[str, str]) -> None:
+    """Name what the network policy refused a command that failed: the command itself seldom does."""
+    for reason, hint in list(refusals.items())[:_REFUSALS_SHOWN]:
+        complain(f"network: {reason}")
+        if hint:
+            note(f"        {hint}")
+    if len(refusals) > _REFUSALS_SHOWN:
+        note(f"        and {len(refusals) - _REFUSALS_SHOWN} more: isobox net log ID")
 
 
 def _feed(process: Process) -> None:

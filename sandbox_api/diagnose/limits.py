@@ -2,6 +2,7 @@
 
 import errno
 import signal
+from pathlib import PurePosixPath
 from typing import Final
 
 from common.text import errno_text
@@ -16,6 +17,13 @@ _SIGNAL_HINTS: Final = {
     signal.SIGPIPE: "it wrote to a pipe that nobody reads any more",
     signal.SIGBUS: "it used memory that is not there: is the disk or /dev/shm full?",
 }
+
+_NOT_FOUND_HINT: Final = (
+    "check its spelling, or install it; a command line with pipes or && is `shell` in the API,"
+    " and on a terminal an argument of sh -c"
+)
+_ROOT_HINT: Final = "it gives no rights in a sandbox: run what needs root with user=root (`isobox exec --user root ID`)"
+_NOT_FOUND_HINTS: Final = {"sudo": _ROOT_HINT, "doas": _ROOT_HINT}
 
 
 def signal_name(number: int) -> str:
@@ -76,7 +84,7 @@ def diagnose(result: Outcome, end: ExecEnd, argv: list[str], timeout_s: float | 
             kind="start",
             name="CommandNotFound",
             message=f"{program}: not found",
-            hint="check its spelling, or install it; pass a command line with pipes or && as shell, not as argv",
+            hint=_NOT_FOUND_HINTS.get(PurePosixPath(program).name, _NOT_FOUND_HINT),
         )
     if result.reason == "not_executable":
         message = f"{program}: {errno_text(end.errno)}"

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Query, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
@@ -197,9 +197,15 @@ def _first_frame(text: str | None) -> ExecRequest:
     return request
 
 
+_WORDS: Final = {"extra_forbidden": "there is no such field here", "missing": "it is needed"}
+
+
 def validation_text(errors: Any) -> str:
     """Pydantic's findings in one line."""
-    found = [f"{'.'.join(str(part) for part in each['loc']) or 'body'}: {each['msg']}" for each in errors[:5]]
+    found = [
+        f"{'.'.join(str(part) for part in each['loc']) or 'body'}: {_WORDS.get(each['type'], each['msg'])}"
+        for each in errors[:5]
+    ]
     return "; ".join(found)[:1000]
 
 

@@ -174,7 +174,10 @@ class Builder:
                 record.error,
                 f"step {number} failed ({outcome.get('reason')}, exit code {outcome.get('exit_code')})"
                 + (f": {error['name']}: {error['message']}"[:500] if error.get("name") else ""),
-                str(error.get("hint") or "see the log of the build"),
+                str(
+                    error.get("hint")
+                    or "see the log of the build, by the image's id: GET /v1/images/ID/log, or `isobox image logs ID`"
+                ),
             )
 
     async def _known(self, tenant: str, key: str) -> ImageFacts | None:

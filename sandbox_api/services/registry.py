@@ -111,4 +111,6 @@ def host_resources(record: SandboxRecord) -> Resources:
 
 
 def _paused() -> Problem:
-    return Problem(409, "sandbox_paused", "the sandbox is paused", hint="resume it first: POST …/resume")
+    return Problem(
+        409, "sandbox_paused", "the sandbox is paused", hint="resume it first: POST …/resume, or `isobox resume ID`"
+    )

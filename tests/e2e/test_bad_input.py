@@ -130,6 +130,19 @@ def rss_mb(pid: int) -> int:
         return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) >> 10
 
 
+def test_a_body_without_its_content_type_is_told_what_to_send(http: httpx.Client) -> None:
+    for headers in ({}, {"Content-Type": "application/x-www-form-urlencoded"}):
+        answer = http.post("/v1/sandboxes", content=b'{"image": "python"}', headers=headers)
+        assert "Content-Type: application/json" in str(problem(answer, 422)["hint"])
+    answer = http.post("/v1/sandboxes", content=b"[]", headers={"Content-Type": "Application/JSON; charset=utf-8"})
+    assert "Content-Type" not in str(problem(answer, 422)["hint"])
+
+
+def test_a_field_that_there_is_not_is_named(http: httpx.Client) -> None:
+    answer = http.post("/v1/sandboxes", json={"memory": 256})
+    assert problem(answer, 422)["detail"] == "body.memory: there is no such field here"
+
+
 def test_metrics_and_openapi(http: httpx.Client, operator: httpx.Client) -> None:
     assert "isobox_sandboxes_created_total" in operator.get("/metrics").text
     assert problem(http.get("/metrics"), 403)["code"] == "operator_key_needed"

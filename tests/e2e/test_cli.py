@@ -75,6 +75,44 @@ def test_mistakes_are_a_line_not_a_stack(isobox) -> None:  # type: ignore[no-unt
         assert done.stderr.strip()
     done = isobox("ps", env={"ISOBOX_URL": "http://127.0.0.1:1"})
     assert "cannot reach the isobox server" in done.stderr
+    done = isobox("ps", env={"ISOBOX_URL": "127.0.0.1:1"})
+    assert "ISOBOX_URL is written http://HOST:PORT" in done.stderr
+
+
+def test_an_option_in_the_wrong_place_is_told(isobox) -> None:  # type: ignore[no-untyped-def]
+    done = isobox("exec", "sbxnope", "--user", "root", "--", "id")
+    assert (done.returncode, "options stand before" in done.stderr) == (2, True)
+    for arguments in (["run", "--nosuch", "--", "true"], ["exec", "--nosuch", "sbxnope", "--", "true"]):
+        done = isobox(*arguments)
+        assert (done.returncode, "--nosuch is no option here" in done.stderr) == (2, True)
+
+
+def test_a_commands_own_dashes_stay(isobox) -> None:  # type: ignore[no-untyped-def]
+    id_ = isobox("create").stdout.strip()
+    assert isobox("exec", id_, "--", "echo", "a", "--", "b").stdout == "a -- b\n"
+    isobox("kill", id_)
+
+
+def test_what_the_policy_refused_is_told_when_the_command_failed(isobox) -> None:  # type: ignore[no-untyped-def]
+    curl = "curl -s https://pypi.example.org/"
+    done = isobox("run", "--", "sh", "-c", f"{curl}; exit 3")
+    assert done.returncode == 3
+    assert 'to allow it add {"host": "pypi.example.org"}' in done.stderr
+    done = isobox("run", "--", "sh", "-c", f"{curl}; true")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_local_files_are_named_as_they_were_typed(isobox, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    id_ = isobox("create").stdout.strip()
+    absent = str(tmp_path / "absent")
+    for arguments in (["files", "put", id_, absent, "/tmp/x"], ["files", "get", id_, "/etc/passwd", f"{absent}/x"]):
+        done = isobox(*arguments)
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+        assert f"isobox: {absent}" in done.stderr
+        assert "No such file or directory" in done.stderr
+    assert isobox("files", "get", id_, "/etc/passwd", str(tmp_path)).returncode == 0
+    assert "root:" in (tmp_path / "passwd").read_text()
+    isobox("kill", id_)
 
 
 def test_doctor_finds_this_machine_fit(isobox) -> None:  # type: ignore[no-untyped-def]

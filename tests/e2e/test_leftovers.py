@@ -101,6 +101,7 @@ def test_a_dead_servers_things_are_told_and_swept_and_nobody_elses(
         line = next(line for line in doctor().splitlines() if " leftovers: " in line)
         assert "dead servers left" in line
         assert owner.state in line
+        assert f"{tmp_path / 'other'} (living, pid " in line.partition("; servers: ")[2], "the others are told as well"
         mine, here = create(other), record(other)
         assert "removed" in sweep(tmp_path / "state")
         assert left_of(owner) == {}

@@ -66,6 +66,15 @@ class Inert:
         """Whatever that would be; a decorator leaves what it decorates."""
         return self
 
+    def __enter__(self) -> Any:
+        """Refuse: a block is work, and that is the caller's."""
+        raise RuntimeError(
+            f"{self._name} does nothing in a container, which imports this file as well;"
+            ' put what only the caller is to run under `if __name__ == "__main__":`'
+        )
+
+    def __exit__(self, *_: object) -> None: ...
+
 
 class Reach:
     """A way to call a function elsewhere: `remote`, `spawn`, `map` …; what it takes is imported on use."""
@@ -118,7 +127,10 @@ class App:
 
     def run(self, *_: Any, **__: Any) -> Any:
         """Not from inside."""
-        raise RuntimeError(f"app {self.name} runs already: this is inside one of its containers")
+        raise RuntimeError(
+            f"app {self.name} runs already, and this is one of its containers, which imports this file as well;"
+            ' put what only the caller is to run under `if __name__ == "__main__":`'
+        )
 
     deploy = run
 

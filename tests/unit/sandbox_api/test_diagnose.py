@@ -137,3 +137,12 @@ def test_every_end_has_an_outcome(
     outcome = limits.outcome(end, reason)
     error = limits.diagnose(outcome, end, ["prog"], 1.0, "")
     assert (error is None) == (outcome.reason == "exit")
+
+
+def test_a_program_that_is_not_there_is_told_by_what_people_mean() -> None:
+    end = ExecEnd("failed", errno=2)
+    absent = limits.outcome(end, None)
+    for argv, word in ((["sudo", "ls"], "--user root"), (["/usr/bin/sudo"], "--user root"), (["ls | wc"], "sh -c")):
+        error = limits.diagnose(absent, end, argv, None, "")
+        assert error is not None
+        assert word in error.hint
