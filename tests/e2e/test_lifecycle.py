@@ -71,6 +71,21 @@ def test_out_of_memory_ends_the_exec_and_is_told_with_peak_and_limit(http: httpx
     http.delete(path)
 
 
+def test_out_of_memory_ends_the_exec_and_not_the_copy(http: httpx.Client) -> None:
+    made = create(http, resources={"memory_mb": 96, "disk_mb": 32})
+    path = f"/v1/sandboxes/{made['id']}"
+    child = http.post(f"{path}/fork", json={}).json()["sandboxes"][0]
+    assert http.post(f"{path}/pause").json()["state"] == "paused"
+    assert http.post(f"{path}/resume").json()["state"] == "running"
+    for copy in (path, f"/v1/sandboxes/{child['id']}"):
+        result = http.post(f"{copy}/exec", json={"argv": ["python3", "-c", GROWS]}).json()
+        assert result["outcome"]["reason"] == "oom"
+        assert "was killed" in result["error"]["message"]
+        after = http.post(f"{copy}/exec", json={"argv": ["echo", "on"]}).json()
+        assert after["stdout"] == "on\n", "the copy goes on"
+        http.delete(copy)
+
+
 def test_hungry_children_end_one_by_one_and_their_parent_goes_on(http: httpx.Client) -> None:
     made = create(http, resources={"memory_mb": 128, "disk_mb": 32})
     path = f"/v1/sandboxes/{made['id']}"
