@@ -57,7 +57,7 @@ def test_a_guest_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyP
         def close(self) -> None: ...
 
     class Stopped(Link):
-        can_relieve = True  # type: ignore[assignment]
+        can_relieve = True
 
         def __init__(self) -> None: ...
 
