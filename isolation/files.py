@@ -17,9 +17,9 @@ from typing import Literal, cast
 
 from common.text import errno_text
 from common.turns import aside, turn_budget
-from isolation.channel.frames import StartFlag, encode_request
+from isolation.channel.frames import Stage, StartFlag, encode_request
 from isolation.channel.inbox import Inbox
-from isolation.channel.link import GuestExec, Link
+from isolation.channel.link import GuestExec, Link, StartFailed
 from isolation.errors import GuestUnresponsive, HelperBroken, IsolationError
 
 FileType = Literal["file", "dir", "symlink", "other"]
@@ -36,6 +36,9 @@ _CHANGE_FIELDS = 3
 _NAME_MAX = 1 << 14
 _START_TIMEOUT_S = 10.0
 _ERRNO_MAX = 4095
+_SCARCITY = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+"""Why a program cannot be started that is as it should be."""
+
 _CHANGE_COST = 4 << 10
 """Bytes of a listing that are parsed sooner than a thread is woken."""
 
@@ -304,7 +307,15 @@ async def operate(
         flags |= StartFlag.NO_STDIN
     inbox = Inbox()
     request = encode_request(user=user, cwd="", argv=argv, env={"PATH": "/"})
-    guest = await link.start(inbox, request, flags=flags, timeout=_START_TIMEOUT_S)
+    try:
+        guest = await link.start(inbox, request, flags=flags, timeout=_START_TIMEOUT_S)
+    except StartFailed as error:
+        if error.stage != Stage.EXEC or error.errno in _SCARCITY:
+            raise
+        raise HelperBroken(
+            f"the sandbox's program for file operations could not be started: {errno_text(error.errno)}",
+            hint="root inside has removed or replaced /.isobox/files: create another sandbox",
+        ) from error
     try:
         yield Operation(link, inbox, guest, patience_s)
     except (GuestUnresponsive, HelperBroken):

@@ -32,7 +32,9 @@ _LARGE_PART: Final = 8
 _ANSWER_TIMEOUT_S: Final = 2.0
 _FIRST_LOOK_S: Final = 0.05
 _LOOK_S: Final = 0.005
-_LOOKS: Final = 40
+_LOOKS: Final = 400
+"""The sentry gives the memory of a process back some time after its end, later where the machine is busy: who is killed
+meanwhile is killed for nothing."""
 _LOOK_AGAIN_S: Final = 5.0
 
 
@@ -83,6 +85,8 @@ class MemoryGuard:
         self._later: asyncio.TimerHandle | None = None
         self._usage_seen = 0
         self._busy = False
+        self._unanswered = False
+        """Whether PID 1 has not answered the last time, which was logged."""
 
     def start(self) -> None:
         """Look at the memory soon, and from then on: who waits for the sandbox comes first."""
@@ -96,6 +100,12 @@ class MemoryGuard:
         if self._events is not None:
             self._events.close()
             self._events = None
+
+    def _notice_later(self) -> None:
+        if self._events is not None:
+            if self._later is not None:
+                self._later.cancel()
+            self._later = asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._noticed)
 
     def _noticed(self) -> None:
         if not self._busy:
@@ -134,9 +144,12 @@ class MemoryGuard:
                     return
                 await asyncio.sleep(_LOOK_S)
         except GuestUnresponsive as error:
-            _log.warning("memory not freed", error=str(error))
+            if not self._unanswered:
+                _log.warning("memory not freed", error=str(error))
+            self._unanswered = True
+            self._notice_later()
         except SandboxGone:
-            return  # and its memory with it
+            self._notice_later()  # it is closed soon, unless it has another link by then
         finally:
             self._busy = False
 
@@ -151,14 +164,16 @@ class MemoryGuard:
         memory, link = self._cgroup.memory(), self._link()
         excess = excess_bytes(memory, self._resources)
         kernel_was_first = memory.kernel_kills > self.kernel_kills
-        self.kernel_kills = memory.kernel_kills
         if not link.can_relieve or (excess <= 0 and not kernel_was_first):
+            self.kernel_kills = memory.kernel_kills
             return None
         relief = await link.relieve(
             spare=0 if kernel_was_first else excess,
             least_mb=self._resources.memory_mb // _LARGE_PART if kernel_was_first else 0,
             timeout=_ANSWER_TIMEOUT_S,
         )
+        self.kernel_kills = memory.kernel_kills
+        self._unanswered = False
         if relief.pid:
             held = relief.resident_bytes // _MIB
             peak = (memory.usage_bytes - memory.cache_bytes) // _MIB

@@ -253,6 +253,7 @@ class Sandbox:
             if self._unborn:
                 self._unborn = False
                 self._write_record()
+                self._guard_memory()
         except BaseException:
             if self._link is not None:
                 self._link.detach(set(execs))
@@ -299,7 +300,8 @@ class Sandbox:
         self.resources = resources
         self._machine.keeper.put(self.id, self._ends)
         self._write_record()
-        self._guard_memory()
+        if not self._unborn:
+            self._guard_memory()
         self.thaw()
 
     def _guard_memory(self) -> None:

@@ -18,10 +18,16 @@ MEDIA_TYPES: Final[dict[Format, str]] = {
     "tar.zst": "application/zstd",
     "tar.gz": "application/gzip",
 }
-_SLICE: Final = 8 << 10
+_BLOCK: Final = 128 << 10
+"""Bytes that a block of zstd becomes at most (RFC 8878, 3.1.1.2.4)."""
+
+_BLOCK_LEAST: Final = 4
+"""Bytes of a block that repeats one byte: what is empty in a folder comes in such, and may be very large."""
+
+_SLICE: Final = 256
 _PIECE: Final = 1 << 20
-_SWOLLEN: Final = 8 << 20
-"""What a slice may become at most: 1000 times itself."""
+_SWOLLEN: Final = (_SLICE // _BLOCK_LEAST + 2) * _BLOCK
+"""What a slice becomes at most."""
 
 _HERE_MAX: Final = 4 << 10
 """Bytes that are worked on sooner than a thread is woken."""
@@ -42,8 +48,8 @@ class _Collected:
 
     def write(self, data: bytes) -> int:
         self._size += len(data)
-        if self._size > _SWOLLEN:
-            raise _damaged(f"a small part of it becomes more than {_SWOLLEN >> 20} MiB")
+        if self._size > _PIECE + _SWOLLEN:
+            raise _damaged("a part of it becomes more than zstd can say")
         self.pieces.append(bytes(data))
         return len(data)
 

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import structlog
 from starlette.requests import ClientDisconnect
@@ -57,7 +58,8 @@ class Gate:
         self._keys = keys
         self._store = store
         self._metrics = metrics
-        self._answering: dict[tuple[str, str], asyncio.Lock] = {}
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        """Of requests with one tenant's key, while there are any: whoever waits for a lock keeps it here."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or websocket."""
@@ -131,19 +133,14 @@ class Gate:
         tenant = scope["state"]["caller"].tenant or ""  # no tenant has that name: the operator's answers lie there
         query = scope.get("query_string", b"")
         request = hashlib.sha256(b"\0".join([scope["path"].encode(), query, body])).hexdigest()
-        lock = self._answering.setdefault((tenant, key), asyncio.Lock())
-        try:
-            async with lock:
-                if (known := await self._store.answer(tenant, key)) is not None:
-                    await _repeat(send, known, request)
-                    return
-                kept = _Kept(send)
-                await self._app(scope, receive, kept.send)
-                if kept.status < 500 and kept.status != 429 and len(kept.body) <= _KEPT_MAX:
-                    await self._store.keep_answer(tenant, key, request, kept.status, kept.type, bytes(kept.body))
-        finally:
-            if not lock.locked():
-                self._answering.pop((tenant, key), None)
+        async with self._turns.setdefault((tenant, key), asyncio.Lock()):
+            if (known := await self._store.answer(tenant, key)) is not None:
+                await _repeat(send, known, request)
+                return
+            kept = _Kept(send)
+            await self._app(scope, receive, kept.send)
+            if kept.status < 500 and kept.status != 429 and len(kept.body) <= _KEPT_MAX:
+                await self._store.keep_answer(tenant, key, request, kept.status, kept.type, bytes(kept.body))
 
 
 class Websockets:

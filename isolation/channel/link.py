@@ -459,19 +459,22 @@ class Link:
         return self._version >= _RELIEVE_SINCE and self._error is None
 
     async def relieve(self, *, spare: int, least_mb: int, timeout: float) -> Relief:
-        """Have PID 1 kill the process that holds most memory; one call at a time.
+        """Have PID 1 kill the process that holds most memory.
+
+        Where a question before is not answered yet, its answer is waited for and no other is asked: a PID 1 that was
+        frozen or starved would kill a process for each.
 
         spare: where the changes to the root occupy so many bytes, nothing is killed (0: whatever they occupy).
         least_mb: a process that holds less MiB is not killed.
         GuestUnresponsive after timeout seconds; SandboxGone.
         """
-        answer = self._relief = self._loop.create_future()
-        answer.add_done_callback(_seen)
-        try:
+        if (answer := self._relief) is None:
             self._post(encode(ToGuest.RELIEVE, aux=least_mb, offset=spare))
-            return await self._bounded(answer, timeout, "free memory")
-        finally:
-            self._relief = None
+            answer = self._relief = self._loop.create_future()
+            answer.add_done_callback(_seen)
+        relief = await self._bounded(asyncio.shield(answer), timeout, "free memory")
+        self._relief = None
+        return relief
 
     # ---- what we hear
 
@@ -586,7 +589,7 @@ class Link:
 
     def _relieved(self, frame: Frame) -> None:
         if self._relief is None or self._relief.done():
-            self._tolerate("RELIEVED")  # the answer to a question that was given up
+            self._tolerate("RELIEVED")
             return
         killed = bool(frame.aux)
         self._relief.set_result(

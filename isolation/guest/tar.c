@@ -327,13 +327,22 @@ int is_strange(const char *path)
 	       (strlen(path) > 2 && strcmp(path + strlen(path) - 3, "/..") == 0);
 }
 
+/* 0, or -1 with errno.  Where the disk gets full a write is short at first, and has no errno. */
+static int write_whole(int fd, const char *from, size_t n)
+{
+	for (ssize_t written; n; from += written, n -= (size_t)written)
+		if ((written = write(fd, from, n)) < 0)
+			return -1;
+	return 0;
+}
+
 static void write_contents(int fd, const char *path, uint64_t size)
 {
 	for (uint64_t left = (size + BLOCK - 1) / BLOCK * BLOCK, due = size; left;) {
 		size_t n = left < sizeof buffer ? left : sizeof buffer, real = due < n ? due : n;
 		if (!get(buffer, n))
 			errno = EPIPE, die("the layer is cut short");
-		if (fd >= 0 && write(fd, buffer, real) != (ssize_t)real)
+		if (fd >= 0 && write_whole(fd, buffer, real) < 0)
 			die(path);
 		left -= n, due -= real;
 	}

@@ -160,12 +160,13 @@ def test_a_program_in_the_place_of_ours_is_told_as_what_it_is(
         path = f"/v1/sandboxes/{id_}"
         put = f"cat > /.isobox/files <<'END'\n{program}END\nchmod 755 /.isobox/files"
         assert http.post(f"{path}/exec", json={"shell": put, "user": "root"}).json()["outcome"]["exit_code"] == 0
-        for answer in (
-            http.get(f"{path}/files", params={"path": "/etc/hostname"}),
-            http.get(f"{path}/files/stat", params={"path": "/etc/hostname"}),
-        ):
+        name = {"path": "/etc/hostname"}
+        for read in ("files", "files/stat"):
+            answer = http.get(f"{path}/{read}", params=name)
             assert answer.status_code == status, answer.text
             assert answer.json()["code"] == code
+        http.post(f"{path}/exec", json={"argv": ["rm", "/.isobox/files"], "user": "root"})
+        assert http.get(f"{path}/files", params=name).json()["code"] == "helper_broken", "nor is this want of memory"
         assert http.post(f"{path}/exec", json={"argv": ["true"]}).json()["outcome"]["exit_code"] == 0, "it goes on"
         http.delete(path)
 

@@ -1,4 +1,6 @@
+import io
 import json
+import tarfile
 import threading
 import time
 
@@ -71,6 +73,21 @@ def test_out_of_memory_ends_the_exec_and_is_told_with_peak_and_limit(http: httpx
     http.delete(path)
 
 
+def test_out_of_memory_ends_the_exec_and_not_the_copy(http: httpx.Client) -> None:
+    made = create(http, resources={"memory_mb": 96, "disk_mb": 32})
+    path = f"/v1/sandboxes/{made['id']}"
+    child = http.post(f"{path}/fork", json={}).json()["sandboxes"][0]
+    assert http.post(f"{path}/pause").json()["state"] == "paused"
+    assert http.post(f"{path}/resume").json()["state"] == "running"
+    for copy in (path, f"/v1/sandboxes/{child['id']}"):
+        result = http.post(f"{copy}/exec", json={"argv": ["python3", "-c", GROWS]}).json()
+        assert result["outcome"]["reason"] == "oom"
+        assert "was killed" in result["error"]["message"]
+        after = http.post(f"{copy}/exec", json={"argv": ["echo", "on"]}).json()
+        assert after["stdout"] == "on\n", "the copy goes on"
+        http.delete(copy)
+
+
 def test_hungry_children_end_one_by_one_and_their_parent_goes_on(http: httpx.Client) -> None:
     made = create(http, resources={"memory_mb": 128, "disk_mb": 32})
     path = f"/v1/sandboxes/{made['id']}"
@@ -103,6 +120,15 @@ def test_out_of_memory_ends_a_run_and_its_context(server: Server) -> None:
         assert small.run("1 + 1").text == "2"
 
 
+def tar_of(size: int) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        member = tarfile.TarInfo("member")
+        member.size = size
+        archive.addfile(member, io.BytesIO(bytes(size)))
+    return packed.getvalue()
+
+
 def test_a_full_disk_is_an_error_not_an_end(http: httpx.Client) -> None:
     made = create(http, resources={"memory_mb": 128, "disk_mb": 32})
     path = f"/v1/sandboxes/{made['id']}"
@@ -113,6 +139,9 @@ def test_a_full_disk_is_an_error_not_an_end(http: httpx.Client) -> None:
     assert result["stdout"] == "back\n"
     answer = http.put(f"{path}/files", params={"path": "/home/user/big"}, content=b"x" * (64 << 20))
     assert (answer.status_code, answer.json()["code"]) == (507, "no_space")
+    answer = http.put(f"{path}/files/archive", params={"path": "/home/user/folder"}, content=tar_of(64 << 20))
+    assert (answer.status_code, answer.json()["code"]) == (507, "no_space"), "of an archive as well"
+    http.delete(f"{path}/files", params={"path": "/home/user/folder", "recursive": True})
     assert [e["name"] for e in http.get(f"{path}/files/list", params={"path": "/home/user"}).json()["entries"]] == [
         ".local",
         "f",

@@ -376,3 +376,22 @@ def test_a_start_is_announced_before_any_output_even_of_the_same_read() -> None:
         assert order == ["started", "output"]
 
     with_peer(work)
+
+
+def test_while_one_question_for_memory_is_unanswered_no_other_is_asked() -> None:
+    async def work(peer: Peer) -> None:
+        await peer.open([])
+        with pytest.raises(GuestUnresponsive):
+            await peer.link.relieve(spare=0, least_mb=1, timeout=0)
+        again = asyncio.get_running_loop().create_task(peer.link.relieve(spare=0, least_mb=2, timeout=30))
+        await asyncio.sleep(0)
+        assert [aux for type_, _, aux in peer.heard() if type_ == ToGuest.RELIEVE] == [1], "it would kill for each"
+        peer.say(frame(FromGuest.RELIEVED, aux=9, offset=1 << 20))
+        assert (await again).pid == 9, "who asks again is told of what was killed meanwhile"
+        third = asyncio.get_running_loop().create_task(peer.link.relieve(spare=0, least_mb=3, timeout=30))
+        await asyncio.sleep(0)
+        peer.say(frame(FromGuest.RELIEVED))
+        assert (await third).pid == 0
+        assert [aux for type_, _, aux in peer.heard() if type_ == ToGuest.RELIEVE] == [3]
+
+    with_peer(work)
