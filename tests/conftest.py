@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from common import owners
 from isolation.sandbox import CGROUP_PARENT
+
+# How long an example takes is the machine's affair: each test has its own limit.
+settings.register_profile("isobox", deadline=None)
+settings.load_profile("isobox")
 
 OURS = ("runsc-sandbox", "keeper_process", "isobox-probe", "netpolicy.gateway")
 CACHE = Path(os.environ.get("ISOBOX_CACHE", "/var/cache/isobox"))
