@@ -42,7 +42,9 @@ _PIPE_SIZE: Final = 1 << 20
 _F_SETPIPE_SZ: Final = 1031
 _BOOT_TIMEOUT_S: Final = 20.0
 _PROBE_TIMEOUT_S: Final = 2.0
-_END_TIMEOUT_S: Final = 10.0
+_END_TIMEOUT_S: Final = 60.0
+"""What has been killed ends when it gets the processor, of which guests have the smallest share."""
+
 _PINGS_MISSED: Final = 2
 _CHECKPOINT_ATTEMPTS: Final = 3
 _CHECKPOINT_PAUSE_S: Final = 0.1
@@ -617,6 +619,9 @@ class Sandbox:
     async def destroy(self) -> Usage:
         """End it and remove every trace; never asks the guest. Returns what it had used. Idempotent."""
         self._destroying = True
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
         await self._tasks.cancel()
         usage = self.cgroup.usage()
         if self._process is not None:

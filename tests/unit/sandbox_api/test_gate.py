@@ -7,6 +7,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sandbox_api.auth import OPERATOR, Entry, Keys
 from sandbox_api.gate import Gate, Websockets
+from sandbox_api.in_flight import InFlight
 from sandbox_api.metrics import Metrics
 from sandbox_api.store.store import Store
 
@@ -51,6 +52,7 @@ def test_while_one_request_of_a_key_is_served_no_other_is(tmp_path: Path) -> Non
     answers: list[bytes] = []
     store = Store(tmp_path / "store.db")
     keys = Keys([Entry(OPERATOR, KEY, "here")])
-    gate = Gate(app, keys=keys, store=store, metrics=Metrics(), websockets=Websockets(most=1, per_caller=1))
+    websockets, in_flight = Websockets(most=1, per_caller=1), InFlight()
+    gate = Gate(app, keys=keys, store=store, metrics=Metrics(), websockets=websockets, in_flight=in_flight)
     asyncio.run(run())
     assert (served, most) == (7, 1)
