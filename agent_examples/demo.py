@@ -28,7 +28,7 @@ def server() -> Iterator[None]:
             line = process.stdout.readline()
             if " ready on " not in line:
                 sys.exit("the server did not start; its words stand above")
-            print(line, end="")
+            print(line, end="", flush=True)
             os.environ["ISOBOX_URL"] = line.split()[-1]
             os.environ["ISOBOX_API_KEY"] = (Path(state) / "api-key").read_text().strip()
             try:

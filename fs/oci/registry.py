@@ -182,6 +182,7 @@ class Registry(AbstractContextManager["Registry"]):
 
     def _manifest(self, version: str) -> tuple[dict[str, Any], str]:
         body, _ = self._document(f"{self._base}manifests/{version}", {"Accept": _ACCEPTED})
+        self._progress.check()  # what was cut off is no wrong manifest
         digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
         if version.startswith("sha256:") and digest != version:
             raise ImageInvalid(f"{self._reference.host} sent another manifest than {version[:19]}")
@@ -190,6 +191,7 @@ class Registry(AbstractContextManager["Registry"]):
     def config(self, blob: Blob) -> dict[str, Any]:
         """The image's config."""
         body, _ = self._document(f"{self._base}blobs/{blob.digest}", {})
+        self._progress.check()  # what was cut off is no wrong config
         if f"sha256:{hashlib.sha256(body).hexdigest()}" != blob.digest:
             raise ImageInvalid(f"the config of {self._reference} is not what its manifest says")
         return _json(body)

@@ -26,6 +26,7 @@ from netpolicy.nftables import Nftables
 from netpolicy.plan import GATEWAY_MAC, GUEST_MAC, PEER, tag_of
 from netpolicy.policy import Policy, parse
 from netpolicy.slots import Slots, open_slots
+from netpolicy.supervisor import OnRecords
 
 BLOCK = IPv4Network("198.19.0.0/16")
 RICH = parse(
@@ -66,6 +67,15 @@ def nothing_left(folder: Path) -> bool:
         Path("/run/netns").glob(f"isobox-{tag_of(folder)}*"),
     )
     return not [*links, *spaces]
+
+
+def heard_in(records: list[dict[str, Any]]) -> OnRecords:
+    """Write records down in a list."""
+
+    async def heard(news: list[dict[str, Any]]) -> None:
+        records.extend(news)
+
+    return heard
 
 
 def test_a_slot_is_made_leased_and_made_like_new(tmp_path: Path) -> None:
@@ -216,7 +226,7 @@ def datagram(source: str, destination: str, port: int, payload: bytes = b"x") ->
 def test_what_a_sentry_that_was_taken_over_could_send_goes_nowhere(tmp_path: Path) -> None:
     async def run() -> None:
         records: list[dict[str, Any]] = []
-        async with open_network(tmp_path, NetworkSettings(ready=1), records.extend) as network:
+        async with open_network(tmp_path, NetworkSettings(ready=1), heard_in(records)) as network:
             await network.begin({})
             _, fd = await network.lease("sbx")
             await network.apply("sbx", Egress(parse({"default": "allow"}), generation=1))
@@ -286,7 +296,7 @@ def test_what_belongs_to_no_connection_does_not_leave_with_an_inner_address(tmp_
 
     async def run(policy: Policy) -> list[tuple[str, int]]:
         settings = NetworkSettings(ready=1, holes=(IPv4Network("198.18.79.0/24"),))
-        async with open_network(tmp_path, settings, lambda _: None) as network:
+        async with open_network(tmp_path, settings, heard_in([])) as network:
             await network.begin({})
             _, fd = await network.lease("sbx")
             await network.apply("sbx", Egress(policy, generation=1))
@@ -337,7 +347,7 @@ def test_a_flood_of_questions_takes_no_answer_from_a_neighbour(tmp_path: Path) -
 
     async def run() -> int:
         answered = 0
-        async with open_network(tmp_path, NetworkSettings(ready=2), lambda _: None) as network:
+        async with open_network(tmp_path, NetworkSettings(ready=2), heard_in([])) as network:
             await network.begin({})
             with contextlib.ExitStack() as stack:
                 links = {}
@@ -370,7 +380,7 @@ def wait_for_answer(link: socket.socket, question: bytes) -> None:
 def test_a_network_gives_all_back_and_the_gateway_ends(tmp_path: Path) -> None:
     async def run() -> None:
         records: list[dict[str, Any]] = []
-        async with open_network(tmp_path, NetworkSettings(ready=2), records.extend) as network:
+        async with open_network(tmp_path, NetworkSettings(ready=2), heard_in(records)) as network:
             await network.begin({})
             for n in range(3):
                 _, fd = await network.lease(f"sbx{n}")
