@@ -304,6 +304,7 @@ class Sandbox:
         self._write_record()
         if not self._unborn:
             self._guard_memory()
+        self.idle_since = time.monotonic()
         self.thaw()
 
     def _guard_memory(self) -> None:
@@ -469,6 +470,7 @@ class Sandbox:
         self._violation = self._violation or reason
         if self._process is not None:
             self._process.kill()
+            self.thaw()
 
     def usage(self) -> Usage:
         """The counters of its control group."""
@@ -507,6 +509,8 @@ class Sandbox:
 
     def freeze(self) -> None:
         """Stop it where it stands: no CPU, no loss; whoever uses it thaws it. Of a runsc that parks, a name only."""
+        if self._destroying or self._violation:
+            return  # version 1's freezer would hold back the SIGKILL that is on its way
         if not self.frozen and self.cgroup.can_freeze:
             self.frozen = True
             if self._machine.runsc.bears_freezing:

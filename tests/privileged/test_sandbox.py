@@ -84,6 +84,35 @@ def test_the_kernel_holds_what_was_promised_and_lets_go_of_all(tmp_path: Path) -
     on_machine(tmp_path, work)
 
 
+def test_nobody_freezes_what_is_being_ended(tmp_path: Path) -> None:
+    """Version 1's freezer holds back SIGKILL: what was frozen in that moment stayed for ever."""
+
+    async def work(machine: Machine) -> None:
+        sandbox = await Sandbox.create(machine, ID, image=image(), resources=SMALL)
+        async with TaskOwner() as tasks:
+            ending = tasks.spawn(sandbox.destroy(), name="end")
+            for _ in range(5):  # it has been killed by then, and is waited for
+                await asyncio.sleep(0)
+            sandbox.freeze()
+            await ending
+        assert groups() == []
+
+    on_machine(tmp_path, work)
+
+
+def test_one_that_is_given_up_while_it_is_frozen_ends(tmp_path: Path) -> None:
+    async def work(machine: Machine) -> None:
+        sandbox = await Sandbox.create(machine, ID, image=image(), resources=SMALL)
+        sandbox.freeze()
+        sandbox.give_up("it was silent")
+        await sandbox.watch()
+        assert sandbox.ended.result().detail == "it was silent"
+        await sandbox.destroy()
+        assert groups() == []
+
+    on_machine(tmp_path, work)
+
+
 def test_what_was_forgotten_while_it_was_made_is_ended_though_the_pool_stops(tmp_path: Path) -> None:
     async def work(machine: Machine) -> None:
         made, forgotten, ending = asyncio.Event(), asyncio.Event(), asyncio.Event()
