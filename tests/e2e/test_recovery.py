@@ -212,10 +212,13 @@ def test_a_clean_restart_is_a_pause_that_no_client_notices(own_server: Server) -
                 return http.post(f"/v1/sandboxes/{sandbox.id}/exec", json={"argv": ["sleep", "300"]})
 
         async def ask_async() -> str:
-            async with await AsyncSandbox.connect(sandbox.id, **where) as same:
+            same = await AsyncSandbox.connect(sandbox.id, **where)
+            try:
                 return (
                     await same.exec("sh", "-c", "touch async; while [ ! -e go ]; do sleep 0.1; done; echo a")
                 ).stdout
+            finally:
+                await same.close()  # not its end: it is the others' too
 
         waiting = "import os, time\nopen('context', 'w')\nwhile not os.path.exists('go'):\n    time.sleep(0.1)\n6 * 7"
         plain = threads.submit(ask)
