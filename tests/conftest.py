@@ -32,7 +32,11 @@ def traces() -> dict[str, set[str]]:
                 continue
             if state != "Z" and any(each in line for each in OURS):
                 processes.add(f"{entry.name} {line[:120]}")
-    groups = {str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{CGROUP_PARENT}/**/sbx*") if path.is_dir()}
+    groups = {  # by os.walk: what vanishes meanwhile is no error to it
+        folder
+        for folder, *_ in os.walk("/sys/fs/cgroup")
+        if f"/{CGROUP_PARENT}/" in folder and Path(folder).name.startswith("sbx")
+    }
     mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     mounts = {path for path in mounted if "isobox" in path or "/run/sbx" in path}
     records = {path.name for path in owners.FOLDER.glob("*")}
