@@ -42,9 +42,7 @@ _PIPE_SIZE: Final = 1 << 20
 _F_SETPIPE_SZ: Final = 1031
 _BOOT_TIMEOUT_S: Final = 20.0
 _PROBE_TIMEOUT_S: Final = 2.0
-_END_TIMEOUT_S: Final = 60.0
-"""What has been killed ends when it gets the processor, of which guests have the smallest share."""
-
+_END_TIMEOUT_S: Final = 10.0
 _PINGS_MISSED: Final = 2
 _CHECKPOINT_ATTEMPTS: Final = 3
 _CHECKPOINT_PAUSE_S: Final = 0.1

@@ -3,7 +3,7 @@
 request ──▶ key? ──▶ body bounded ──▶ Idempotency-Key known? ──▶ the route
              401        413, 400            its answer
 
-Before it comes listener.py, which bounds heads and connections.
+Before it comes `listener/`, which bounds heads and connections.
 """
 
 import asyncio
